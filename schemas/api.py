@@ -1,0 +1,119 @@
+"""The bodies of our HTTP API. `docs` of each field show on the OpenAPI page.
+
+Tensors inside `inputs` are checked by `schemas.json_tensors`, which works on whole arrays.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.jobs import JobState
+from schemas.models import Signature
+from schemas.subjects import Lane
+
+MAX_TIMEOUT_MS = 7 * 24 * 3600 * 1000
+MAX_METADATA = 16
+
+Parameters = dict[str, str | bool | int | float | None]
+Inputs = Annotated[
+    Any,
+    Field(description="tensors {name, dtype?, shape?, data | base64}, or a map of input name to nested data"),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PredictBody(_Body):
+    """One inference to run and wait for."""
+
+    model: str
+    inputs: Inputs
+    version: Annotated[int, Field(ge=1)] | None = None
+    parameters: Parameters = Field(default_factory=dict)
+    timeout_ms: (
+        Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS, description="deadline, as a duration")] | None
+    ) = None
+    priority: Annotated[Lane, Field(description="the lane: live, interactive or batch")] = Lane.LIVE
+
+
+class JobItem(_Body):
+    """One input of a job; also the form of one line of a JSONL upload."""
+
+    inputs: Inputs
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class JobBody(_Body):
+    """A job of one or many inputs, whose results are kept."""
+
+    model: str
+    items: Annotated[list[JobItem], Field(min_length=1)] | None = None
+    inputs: Inputs = None
+    parameters: Parameters = Field(default_factory=dict)
+    version: Annotated[int, Field(ge=1)] | None = None
+    timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)] | None = None
+    priority: Lane = Lane.BATCH
+    metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] = Field(default_factory=dict)
+
+
+class JobCounts(BaseModel):
+    """How many items of a job there are, and how they ended."""
+
+    total: int
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    pending: int = 0
+
+
+class JobStatus(BaseModel):
+    """Where a job is. `created_at` is unix seconds."""
+
+    id: str
+    model: str
+    state: JobState
+    counts: JobCounts
+    created_at: float
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+class ModelAnswer(BaseModel):
+    """A model as callers see it."""
+
+    name: str
+    version: int
+    format: str
+    description: str
+    ready: bool
+    workers: int
+    max_batch_size: int
+    signature: Signature
+
+
+class ModelList(BaseModel):
+    """The models of this service, by name."""
+
+    models: list[ModelAnswer]
+
+
+class Health(BaseModel):
+    """Whether this process can serve, and which models can answer now."""
+
+    status: str
+    models_loaded: list[str]
+    checks: dict[str, str]
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 problem details; `code` is the stable name of its kind."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    field: str | None = None
