@@ -1,0 +1,91 @@
+"""Job records and cancel marks, in the JOBS stream, so that any gateway answers for any job."""
+
+from collections import OrderedDict
+
+import structlog
+from nats.aio.msg import Msg
+
+from infra.connections.clients import NatsConnection
+from infra.connections.reading import StreamReader
+from infra.connections.requests import Requests
+from schemas.errors import Unavailable
+from schemas.jobs import JobRecord, decode_job, encode_job
+from schemas.subjects import JOBS_STREAM, cancel_subject, job_subject
+
+log = structlog.get_logger()
+
+MAX_CANCELLED = 100_000
+
+
+class Jobs:
+    """The JOBS stream, as a gateway uses it."""
+
+    def __init__(self, connection: NatsConnection, requests: Requests, *, timeout_s: float) -> None:
+        self._requests = requests
+        self._reader = StreamReader(connection, requests, JOBS_STREAM, timeout_s=timeout_s)
+
+    async def put(self, tenant: str, record: JobRecord) -> None:
+        """Store or replace a job's record. Raises Unavailable if whether it was stored is unknown."""
+        await self._store(job_subject(tenant, record.job), encode_job(record))
+
+    async def get(self, tenant: str, job: str) -> JobRecord | None:
+        """Return a job of this tenant, or None."""
+        stored = await self._reader.last(job_subject(tenant, job))
+        return None if stored is None else decode_job(stored.body)
+
+    async def newest(self, tenant: str, limit: int) -> list[JobRecord]:
+        """Return the tenant's newest jobs, newest first. Reads all of them, by pages."""
+        newest: OrderedDict[int, JobRecord] = OrderedDict()
+        async for stored in self._reader.every(job_subject(tenant, "*"), page=1000):
+            newest[stored.seq] = decode_job(stored.body)
+            if len(newest) > limit:
+                newest.popitem(last=False)
+        return list(reversed(newest.values()))
+
+    async def cancel(self, tenant: str, job: str) -> None:
+        """Mark a job as cancelled: workers hear of it at once, and those that start later find the mark."""
+        await self._store(cancel_subject(tenant, job), b"")
+
+    async def is_cancelled(self, tenant: str, job: str) -> bool:
+        """Say whether a job carries the mark."""
+        return await self._reader.last(cancel_subject(tenant, job)) is not None
+
+    async def _store(self, subject: str, body: bytes) -> None:
+        ack = await self._requests.publish(subject, body)
+        if ack.err_code:
+            log.error("job record refused", err_code=ack.err_code, reason=ack.description)
+            raise Unavailable("jobs can not be stored now", retry_after_s=5)
+
+
+class CancelledJobs:
+    """The worker's view of cancel marks: those stored, and those that come while it runs.
+
+    Remembers the newest MAX_CANCELLED. Items of an older cancelled job may still run, and their result is
+    refused, because the gateway wrote `cancelled` for them.
+    """
+
+    def __init__(self, connection: NatsConnection, requests: Requests, *, timeout_s: float) -> None:
+        self._connection = connection
+        self._reader = StreamReader(connection, requests, JOBS_STREAM, timeout_s=timeout_s)
+        self._marks: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, tenant_and_job: tuple[str, str]) -> bool:
+        return cancel_subject(*tenant_and_job) in self._marks
+
+    async def open(self) -> None:
+        """Listen for marks, as plain messages: each is also stored, so nothing depends on hearing it."""
+
+        async def heard(message: Msg) -> None:
+            self._add(message.subject)
+
+        await self._connection.client.subscribe(cancel_subject("*", "*"), cb=heard)
+
+    async def catch_up(self) -> None:
+        """Read every stored mark; to be called at the start and after a reconnection."""
+        async for stored in self._reader.every(cancel_subject("*", "*"), page=1000):
+            self._add(stored.subject)
+
+    def _add(self, subject: str) -> None:
+        self._marks[subject] = None
+        if len(self._marks) > MAX_CANCELLED:
+            self._marks.popitem(last=False)

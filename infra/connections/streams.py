@@ -1,0 +1,163 @@
+"""The streams and consumers, as desired state: what they should be, and how to bring the server there.
+
+Only the scheduler declares. Declaring what is there already changes nothing, so it is done again
+after every reconnection: INFER_LIVE is in memory and is gone after a restart of the server.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from infra.connections.requests import ApiError, Requests
+from infra.connections.settings import StreamSettings
+from schemas.subjects import (
+    ADVISORIES_STREAM,
+    DEAD_STREAM,
+    INFER_STREAM,
+    JOBS_STREAM,
+    LIVE_STREAM,
+    RESULTS_STREAM,
+    Lane,
+    consumer_name,
+    infer_subject,
+)
+
+log = structlog.get_logger()
+
+STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
+
+_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What one durable consumer has before it: not yet delivered, and delivered but not settled."""
+
+    waiting: int
+    in_hand: int
+    redelivered: int
+
+
+def stream_configs(settings: StreamSettings) -> list[dict[str, Any]]:
+    """Describe every stream in the form of JetStream's API."""
+    work = {
+        "retention": "workqueue",
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "max_msgs_per_subject": settings.max_requests,
+        "duplicate_window": int(settings.duplicate_window_s * _NS),
+        "allow_msg_ttl": True,
+    }
+    kept = {"retention": "limits", "storage": "file", "allow_direct": True}
+    ttl_ns = int(settings.result_ttl_s * _NS)
+    dead_ttl_ns = int(settings.dead_ttl_s * _NS)
+    streams: list[dict[str, Any]] = [
+        work
+        | {
+            "name": INFER_STREAM,
+            "subjects": [f"infer.*.{Lane.INTERACTIVE}", f"infer.*.{Lane.BATCH}"],
+            "storage": "file",
+            "max_bytes": settings.max_bytes,
+        },
+        work
+        | {
+            "name": LIVE_STREAM,
+            "subjects": [f"infer.*.{Lane.LIVE}"],
+            "storage": "memory",
+            "max_bytes": settings.live_max_bytes,
+        },
+        kept
+        | {
+            "name": JOBS_STREAM,
+            "subjects": ["job.*.*", "cancel.*.*"],
+            "max_msgs_per_subject": 1,
+            "max_age": ttl_ns,
+        },
+        kept
+        | {
+            "name": RESULTS_STREAM,
+            "subjects": ["result.*.*.*"],
+            "discard": "new",
+            "discard_new_per_subject": True,
+            "max_msgs_per_subject": 1,
+            "max_bytes": settings.results_max_bytes,
+            "max_age": ttl_ns,
+            "allow_msg_ttl": True,
+        },
+        kept | {"name": DEAD_STREAM, "subjects": ["dead.*"], "max_age": dead_ttl_ns},
+        kept
+        | {
+            "name": ADVISORIES_STREAM,
+            "subjects": [
+                f"$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.*"
+                for kind in ("MAX_DELIVERIES", "MSG_TERMINATED")
+                for stream in (INFER_STREAM, LIVE_STREAM)
+            ],
+            "max_age": dead_ttl_ns,
+        },
+    ]
+    return [stream | {"num_replicas": settings.replicas} for stream in streams]
+
+
+def consumer_config(model: str, lane: Lane, settings: StreamSettings) -> dict[str, Any]:
+    """Describe the durable consumer of one model and lane."""
+    return {
+        "durable_name": consumer_name(model, lane),
+        "filter_subject": infer_subject(model, lane),
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "ack_wait": int(settings.ack_wait_s * _NS),
+        "max_deliver": settings.max_deliver,
+        "max_ack_pending": settings.max_ack_pending,
+        "max_waiting": 2048,
+    }
+
+
+class Streams:
+    """Declares streams and consumers, and reads how full they are."""
+
+    def __init__(self, requests: Requests, settings: StreamSettings) -> None:
+        self._requests = requests
+        self._settings = settings
+
+    async def declare(self) -> None:
+        """Create or update every stream. Raises ApiError if the server can not have it so."""
+        for config in stream_configs(self._settings):
+            try:
+                await self._requests.api(f"STREAM.INFO.{config['name']}")
+            except ApiError as error:
+                if error.err_code != STREAM_NOT_FOUND:
+                    raise
+                await self._requests.api(f"STREAM.CREATE.{config['name']}", config)
+                log.info("stream created", stream=config["name"])
+            else:
+                await self._requests.api(f"STREAM.UPDATE.{config['name']}", config)
+
+    async def declare_consumers(self, model: str) -> None:
+        """Create or update the durable consumers of `model`, one a lane."""
+        for lane in Lane:
+            config = consumer_config(model, lane, self._settings)
+            name = config["durable_name"]
+            await self._requests.api(
+                f"CONSUMER.CREATE.{lane.stream}.{name}.{config['filter_subject']}",
+                {"stream_name": lane.stream, "config": config},
+            )
+
+    async def backlog(self, model: str, lane: Lane) -> Backlog:
+        """Read how far behind one consumer is. Raises ApiError if it does not exist."""
+        info = await self._requests.api(f"CONSUMER.INFO.{lane.stream}.{consumer_name(model, lane)}")
+        return Backlog(info["num_pending"], info["num_ack_pending"], info["num_redelivered"])
+
+    async def subject_counts(self, stream: str, subjects: str) -> dict[str, int]:
+        """Count the stored messages by subject, among those that match the filter `subjects`."""
+        counts: dict[str, int] = {}
+        while True:
+            info = await self._requests.api(
+                f"STREAM.INFO.{stream}", {"subjects_filter": subjects, "offset": len(counts)}
+            )
+            page = info["state"].get("subjects") or {}
+            counts |= page
+            if not page or len(counts) >= info.get("total", 0):
+                return counts
