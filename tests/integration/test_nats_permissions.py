@@ -135,6 +135,7 @@ MAY_NOT_PUBLISH = {
 ADVISORY = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.INFER.m1-batch"
 MAY_SUBSCRIBE = [
     *((role, f"_INBOX_{role}.x.*") for role in ROLES),
+    ("worker", "cancel.*.*"),
     ("scheduler", ADVISORY),
     ("monitor", ADVISORY),
 ]
