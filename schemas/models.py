@@ -6,7 +6,7 @@ A repository is a folder of `<name>/<version>/`, each with the model's files and
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from schemas.tensors import BYTES, DTYPES
 
@@ -46,9 +46,11 @@ class ImagePreprocessing(_Strict):
     name: Literal["image"]
     size: Annotated[int, Field(ge=1, le=4096, description="edge of the square the model takes, pixels")] = 224
     crop: Annotated[float, Field(gt=0, le=1, description="share of the shorter edge that is kept")] = 0.875
-    mean: tuple[float, ...] = (127.0,)
-    std: tuple[float, ...] = (128.0,)
-    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    mean: tuple[float] | tuple[float, float, float] = Field(
+        default=(127.0,), description="taken from pixels of 0 to 255, for all channels or for R, G, B"
+    )
+    std: tuple[PositiveFloat] | tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (128.0,)
+    max_pixels: Annotated[int, Field(ge=1, description="larger images are refused undecoded")] = 50_000_000
 
 
 class TextPreprocessing(_Strict):
@@ -56,7 +58,8 @@ class TextPreprocessing(_Strict):
 
     name: Literal["text"]
     tokenizer: str = "tokenizer.json"
-    max_tokens: Annotated[int, Field(ge=2, le=131_072)] = 256
+    max_tokens: Annotated[int, Field(ge=2, le=131_072, description="longer texts are cut")] = 256
+    max_bytes: Annotated[int, Field(ge=1, description="longer texts are refused")] = 1 << 20
 
 
 class FileBytesPreprocessing(_Strict):

@@ -28,7 +28,10 @@ class BatchModel(Protocol):
     """A loaded model that runs whole batches. Used by one thread at a time."""
 
     def signature(self) -> Signature:
-        """Return what `run` takes and gives; the first dimension of each is the batch, -1."""
+        """Return what `run` takes and gives.
+
+        The first dimension of each is the batch, -1, or 1 for a model that runs one item at a time.
+        """
 
     def run(self, batch: Sequence[Arrays]) -> list[Arrays]:
         """Return one result per request, in order. Blocks; never called on the event loop.
