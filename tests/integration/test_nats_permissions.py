@@ -16,13 +16,14 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
-from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StreamConfig
 
 from tests.servers import NatsServer
 
 pytestmark = pytest.mark.integration
 
 API = "$JS.API"
+FILTER_MISMATCH = 10131
 ROLES = ("gateway", "worker", "scheduler", "publisher", "monitor")
 STREAMS = (
     StreamConfig(name="INFER", subjects=["infer.*.batch"], retention=RetentionPolicy.WORK_QUEUE),
@@ -63,7 +64,7 @@ MAY_PUBLISH = {
         "dead.m1",
         f"{API}.DIRECT.GET.RESULTS.result.acme.j1.0",
         f"{API}.STREAM.INFO.INFER",
-        f"{API}.CONSUMER.CREATE.JOBS.cancels",
+        f"{API}.CONSUMER.CREATE.JOBS.w1.cancel.acme.j1",
         f"{API}.CONSUMER.MSG.NEXT.JOBS.cancels",
     ),
     "scheduler": (
@@ -103,6 +104,8 @@ MAY_NOT_PUBLISH = {
         "$JS.ACK.JOBS.cancels.1.1.1.1.0",
         f"{API}.CONSUMER.CREATE.INFER.thief",
         f"{API}.CONSUMER.CREATE.RESULTS.scan",
+        f"{API}.CONSUMER.CREATE.JOBS.w1",
+        f"{API}.CONSUMER.CREATE.JOBS.w1.job.acme.j1",
         f"{API}.CONSUMER.DELETE.INFER.m1-batch",
         f"{API}.STREAM.INFO.RESULTS",
         f"{API}.STREAM.DELETE.INFER",
@@ -286,11 +289,20 @@ async def test_a_gateway_scans_the_results_of_a_job(streams: NatsServer) -> None
         assert not gateway.violations
 
 
-async def test_a_worker_watches_for_cancelled_jobs(streams: NatsServer) -> None:
+async def test_a_worker_reads_cancel_marks_and_no_jobs(streams: NatsServer) -> None:
     async with connected(streams, "gateway") as gateway, connected(streams, "worker") as worker:
         await gateway.client.jetstream().publish("cancel.acme.j1")
-        # What the worker reads again after a restart, it need not ack.
-        config = ConsumerConfig(ack_policy=nats.js.api.AckPolicy.NONE)
-        watch = await worker.client.jetstream().pull_subscribe("cancel.>", stream="JOBS", config=config)
-        assert [m.subject for m in await watch.fetch(1, timeout=10)] == ["cancel.acme.j1"]
+        js = worker.client.jetstream()
+        watcher = ConsumerConfig(name="w1", filter_subject="cancel.*.*", ack_policy=AckPolicy.NONE)
+        await js.add_consumer("JOBS", watcher)
+        marks = await js.pull_subscribe_bind("w1", "JOBS")
+        assert [m.subject for m in await marks.fetch(1, timeout=10)] == ["cancel.acme.j1"]
+        body = {
+            "stream_name": "JOBS",
+            "config": {"name": "w2", "filter_subject": "job.>", "ack_policy": "none"},
+        }
+        refusal = await worker.client.request(
+            f"{API}.CONSUMER.CREATE.JOBS.w2.cancel.>", json.dumps(body).encode(), timeout=10
+        )
+        assert json.loads(refusal.data)["error"]["err_code"] == FILTER_MISMATCH
         assert not worker.violations
