@@ -1,4 +1,4 @@
-"""The `identity` model: answers its input, float32 `[-1, 4]`. It costs nothing, so it measures all the rest."""
+"""The `identity` model: answers its input, float32 `[-1, 4]`, at no cost, so it measures all the rest."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def identity_model() -> bytes:
     """Build the ONNX file."""
     from onnx import TensorProto, helper  # noqa: PLC0415 - only this needs the package
 
-    shape = ["batch", WIDTH]
+    shape: list[str | int | None] = ["batch", WIDTH]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
         NAME,
