@@ -38,6 +38,11 @@ def check_no_links(folder: Path) -> None:
             raise ModelUnavailable(f"file {entry.name!r} is a link or a special file")
 
 
+def folder_bytes(folder: Path) -> int:
+    """Sum the sizes of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def read_lines(folder: Path, name: str) -> tuple[str, ...]:
     """Read a UTF-8 text file beside the model, one value a line. Raises ModelUnavailable naming the file."""
     try:

@@ -4,6 +4,7 @@ Engines are found by name through the `model_serving.engines` entry-point group,
 library only when they load a model. One conformance suite, `tests/conformance/`, holds for all of them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Protocol
 
 import numpy as np
 
-from schemas.errors import ModelFailed, ModelUnavailable
+from schemas.errors import ModelFailed, ModelUnavailable, ResourceExhausted
 from schemas.models import ModelConfig, Signature
 from schemas.tensors import Array
 
 ENGINE_GROUP = "model_serving.engines"
+
+_OUT_OF_MEMORY = re.compile(r"failed to allocate|bad_alloc|bad allocation|out of memory", re.IGNORECASE)
+_DEVICE_FAULT = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS) (?:failure|error)", re.IGNORECASE)
 
 Arrays = Mapping[str, Array]
 
@@ -96,3 +100,16 @@ def split(outputs: Arrays, batch: Sequence[Arrays]) -> list[Arrays]:
     bounds = np.cumsum(counts)[:-1]
     cut = {name: np.split(output, bounds) for name, output in outputs.items()}
     return [{name: parts[i] for name, parts in cut.items()} for i in range(len(counts))]
+
+
+def run_error(error: Exception, *, reason: str) -> Exception:
+    """Say by its text what a library's exception during `run` means; `reason` is what callers may read.
+
+    After a failed allocation the device still works (ResourceExhausted), after other faults it does not.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
+        return ResourceExhausted(f"this input needs more memory than there is: {reason}")
+    if _DEVICE_FAULT.search(text):
+        return DeviceLost(reason)
+    return ModelFailed(f"the model raised: {reason}")

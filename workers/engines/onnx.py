@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from schemas.errors import InferenceError, ModelFailed, ModelUnavailable, ResourceExhausted
+from schemas.errors import InferenceError, ModelFailed, ModelUnavailable
 from schemas.models import ModelConfig, Signature, TensorSpec
 from schemas.tensors import BYTES, Array
-from workers.engines.base import Arrays, DeviceLost, split, stack
-from workers.files import check_no_links, model_file
+from workers.engines.base import Arrays, run_error, split, stack
+from workers.files import check_no_links, folder_bytes, model_file
 
 DEFAULT_FILE = "model.onnx"
 
@@ -32,8 +32,6 @@ _DTYPES = {
     "tensor(string)": BYTES,
 }
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
-_OUT_OF_MEMORY = re.compile(r"failed to allocate|bad_alloc|bad allocation|out of memory", re.IGNORECASE)
-_CUDA_FAULT = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS) (?:failure|error)", re.IGNORECASE)
 _SOURCE_LINE = re.compile(r"/\S+:\d+ .*?\) ")  # file, line and C++ signature that precede the text
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _PATH = re.compile(r"(?<![\w.])\"?/[^\s:\"]+\"?")
@@ -72,8 +70,7 @@ class OnnxEngine:
             inputs=_specs(session.get_inputs(), config.inputs, kind="input"),
             outputs=_specs(session.get_outputs(), config.outputs, kind="output"),
         )
-        size_bytes = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-        return OnnxModel(session, signature, size_bytes=size_bytes)
+        return OnnxModel(session, signature, size_bytes=folder_bytes(path.parent))
 
 
 class OnnxModel:
@@ -108,7 +105,7 @@ class OnnxModel:
         except InferenceError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no class of their own to catch
-            raise _run_error(error) from error
+            raise run_error(error, reason=_reason(error)) from error
         return split(dict(zip(self._outputs, values, strict=True)), batch)
 
     def memory_bytes(self) -> int:
@@ -200,15 +197,6 @@ def _decode(values: Array, *, name: str) -> Array:
     except UnicodeDecodeError as error:
         raise ModelFailed(f"input {name!r} must be UTF-8 text for this model") from error
     return texts.reshape(values.shape)
-
-
-def _run_error(error: Exception) -> Exception:
-    text = str(error)
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
-        return ResourceExhausted(f"this input needs more memory than there is: {_reason(error)}")
-    if _CUDA_FAULT.search(text):
-        return DeviceLost(_reason(error))
-    return ModelFailed(f"the model raised: {_reason(error)}")
 
 
 def _reason(error: Exception, *, folder: Path | None = None) -> str:
