@@ -39,8 +39,16 @@ class PubAck:
     description: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A message that was published, and the answer to it, which may not have come yet."""
+
+    token: str
+    answer: asyncio.Future[Msg]
+
+
 class Requests:
-    """Questions in flight on one connection. `timeout_s` bounds each of them."""
+    """Questions in flight on one connection. `timeout_s` bounds each but those that `begin` returns."""
 
     def __init__(self, connection: NatsConnection, *, timeout_s: float) -> None:
         self._connection = connection
@@ -53,29 +61,38 @@ class Requests:
         await self._connection.client.subscribe(f"{self._inbox}.*", cb=self._answered)
         self._connection.on_disconnect(self._fail_all)
 
+    async def begin(self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Question:
+        """Publish and return without the answer, which fails with Unavailable if the connection is lost.
+
+        The caller bounds its own wait, and calls `forget` when it ends. Raises Unavailable and TooLarge.
+        """
+        question = Question(secrets.token_hex(12), asyncio.get_running_loop().create_future())
+        self._waiting[question.token] = question.answer
+        try:
+            await publish(self._connection, subject, body, headers, reply=f"{self._inbox}.{question.token}")
+        except BaseException:
+            self.forget(question)
+            raise
+        return question
+
+    def forget(self, question: Question) -> None:
+        """Wait for an answer no more; one that comes later is dropped."""
+        self._waiting.pop(question.token, None)
+
     async def ask(self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
         """Publish and await the answer. Raises Unavailable if none comes, TooLarge over max_payload."""
-        token = secrets.token_hex(12)
-        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = answer
+        question = await self.begin(subject, body, headers)
         try:
-            await publish(self._connection, subject, body, headers, reply=f"{self._inbox}.{token}")
             async with asyncio.timeout(self._timeout_s):
-                return await answer
+                return await question.answer
         except TimeoutError as error:
             raise Unavailable("the queue did not answer in time", retry_after_s=2) from error
         finally:
-            self._waiting.pop(token, None)
+            self.forget(question)
 
     async def publish(self, subject: str, body: bytes, headers: dict[str, str] | None = None) -> PubAck:
         """Publish into a stream. Raises Unavailable if whether it was stored is unknown."""
-        answer = await self.ask(subject, body, headers)
-        if _status(answer) == NO_RESPONDERS:
-            raise Unavailable("the queue has no stream for this yet", retry_after_s=2)
-        raw = json.loads(answer.data)
-        if error := raw.get("error"):
-            return PubAck(err_code=error.get("err_code", 0), description=error.get("description", ""))
-        return PubAck(seq=raw["seq"], duplicate=raw.get("duplicate", False))
+        return read_pub_ack(await self.ask(subject, body, headers))
 
     async def api(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call `$JS.API.<subject>`. Raises ApiError if JetStream refuses, Unavailable if it is silent."""
@@ -96,6 +113,16 @@ class Requests:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(Unavailable("the connection to the queue was lost", retry_after_s=2))
+
+
+def read_pub_ack(answer: Msg) -> PubAck:
+    """Read JetStream's answer to a publish. Raises Unavailable if no stream takes the subject."""
+    if _status(answer) == NO_RESPONDERS:
+        raise Unavailable("the queue has no stream for this yet", retry_after_s=2)
+    raw = json.loads(answer.data)
+    if error := raw.get("error"):
+        return PubAck(err_code=error.get("err_code", 0), description=error.get("description", ""))
+    return PubAck(seq=raw["seq"], duplicate=raw.get("duplicate", False))
 
 
 async def publish(
