@@ -26,7 +26,7 @@ class BatchLimits:
     max_bytes: int = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # two requests may look alike; each is itself
 class Waiting(Generic[T]):
     """A request that could run. Times are monotonic seconds."""
 
@@ -91,10 +91,11 @@ class Batcher(Generic[T]):
     def take(self) -> list[Waiting[T]]:
         """Remove and return the next batch, at least one request; empty only if nothing waits."""
         batch = self._compose()
+        taken = set(batch)
         for lane in {entry.lane for entry in batch}:
-            taken = [entry for entry in batch if entry.lane is lane]
             self._lanes[lane] = [entry for entry in self._lanes[lane] if entry not in taken]
-            self._passes[lane] += sum(entry.items for entry in taken) / LANE_WEIGHTS[lane]
+        for entry in batch:
+            self._passes[entry.lane] += entry.items / LANE_WEIGHTS[entry.lane]
         return batch
 
     def _compose(self) -> list[Waiting[T]]:

@@ -95,9 +95,7 @@ def _read_model(root: Path, where: str) -> FoundModel:
     except InvalidInput as error:
         raise ModelUnavailable(f"the model's name {error.message}") from error
     if not _is_version(version):
-        raise ModelUnavailable(
-            "a model lies in a version folder, named in digits, 1 or more, with no leading zero"
-        )
+        raise ModelUnavailable("a model must be in a version folder: digits, 1 or more, no leading zero")
     folder = root
     for part in where.split("/"):
         folder /= part

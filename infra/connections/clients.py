@@ -35,6 +35,7 @@ class NatsConnection:
         self.role = role
         self.instance = secrets.token_hex(8)
         self.client = Client()
+        self._closing = False
         self._on_reconnect: list[Callable[[], None]] = []
         self._on_disconnect: list[Callable[[], None]] = []
 
@@ -61,6 +62,11 @@ class NatsConnection:
         """Call `notify` when the connection is lost. It must not block or raise."""
         self._on_disconnect.append(notify)
 
+    async def close(self) -> None:
+        """Flush and close; nothing is told of it."""
+        self._closing = True
+        await self.client.close()
+
     async def reconnected(self) -> None:
         """Tell everyone; called by the client."""
         log.info("nats reconnected", role=self.role)
@@ -68,7 +74,9 @@ class NatsConnection:
             notify()
 
     async def disconnected(self) -> None:
-        """Tell everyone; called by the client."""
+        """Tell everyone; called by the client, also when we close it ourselves."""
+        if self.client.is_closed or self._closing:
+            return
         log.warning("nats disconnected", role=self.role)
         for notify in self._on_disconnect:
             notify()
@@ -86,7 +94,7 @@ async def open_nats(settings: NatsSettings, role: Role) -> AsyncIterator[NatsCon
     try:
         yield connection
     finally:
-        await connection.client.close()
+        await connection.close()
 
 
 def _connect_options(settings: NatsSettings, connection: NatsConnection) -> dict[str, Any]:

@@ -69,8 +69,9 @@ class CancelledJobs:
         self._reader = StreamReader(connection, requests, JOBS_STREAM, timeout_s=timeout_s)
         self._marks: OrderedDict[str, None] = OrderedDict()
 
-    def __contains__(self, tenant_and_job: tuple[str, str]) -> bool:
-        return cancel_subject(*tenant_and_job) in self._marks
+    def __call__(self, tenant: str, job: str) -> bool:
+        """Say whether a job is known to be cancelled."""
+        return cancel_subject(tenant, job) in self._marks
 
     async def open(self) -> None:
         """Listen for marks, as plain messages: each is also stored, so nothing depends on hearing it."""

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 SILENCE_MEANS_YES_S = 0.3
-_RETRY_S = (0.1, 0.25, 0.5, 1.0, 2.0)
+_RETRY_S = (0.1, 0.25, 0.5, 1.0)
 _ENDS_A_PULL = ("404", "408", "409")
 _GONE = ("503", "400")
 
@@ -96,12 +96,13 @@ class PullConsumer:
         self._paused_until = 0.0
         self._wake = asyncio.Event()
         self._lost = False
+        self._stopped = False
 
     async def run(self) -> None:
         """Pull until cancelled. Survives restarts of the server and a consumer that is not there yet."""
         self._connection.on_reconnect(self._pull_lost)
         try:
-            while True:
+            while not self._stopped:
                 await self._ensure_subscribed()
                 await self._ask_for_room()
                 await self._wait()
@@ -115,7 +116,20 @@ class PullConsumer:
         A consumer that is there says nothing while it is empty; one that is not says so at once.
         """
         asked = self._credit > 0 and time.monotonic() - self._last_asked > SILENCE_MEANS_YES_S
-        return self._connection.connected and self._failures == 0 and (self._answers or asked)
+        return self._connection.connected and (self._answers or asked)
+
+    @property
+    def has_credit(self) -> bool:
+        """Say whether the server may push more to us without being asked again."""
+        return self._credit > 0
+
+    async def stop(self) -> None:
+        """Take nothing new. Deliveries already on their way still arrive before this returns."""
+        self._stopped = True
+        self._wake.set()
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None and self._connection.connected:
+            await subscription.drain()  # type: ignore[no-untyped-call]
 
     def top_up(self) -> None:
         """Ask for more, if there is room for more; to be called when deliveries were settled."""

@@ -14,7 +14,7 @@ from infra.connections.clients import NatsConnection
 from infra.connections.reading import HEADERS_PAGE, PAGE, Stored, StreamReader
 from infra.connections.requests import Requests
 from schemas.errors import Unavailable
-from schemas.headers import ATTEMPTS, CONTENT_TYPE, JSON, MSGPACK, STATE
+from schemas.headers import ATTEMPTS, CONTENT_TYPE, MSGPACK, STATE
 from schemas.jobs import ItemState
 from schemas.subjects import RESULTS_STREAM, result_subject
 
@@ -26,12 +26,11 @@ MAX_COUNTED_JOBS = 4096
 
 @dataclass(frozen=True, slots=True)
 class ItemRecord:
-    """How one item ended. `body` is an encoded reply, or a reference to one in the blob store."""
+    """How one item ended. `body` is a reply as msgpack, or a reference to one in the blob store."""
 
     item: int
     state: ItemState
     attempts: int
-    content_type: str
     body: bytes
     seq: int
 
@@ -61,13 +60,14 @@ class Results:
         state: ItemState,
         body: bytes,
         attempts: int,
-        content_type: str = MSGPACK,
     ) -> bool:
-        """Write a terminal record. Returns False if there is one already, which then stands.
+        """Write a terminal record; `body` is a reply as msgpack.
+
+        Returns False if there is a record already, which then stands.
 
         Raises Unavailable if whether it was written is unknown; writing again is safe.
         """
-        headers = {STATE: state, ATTEMPTS: str(attempts), CONTENT_TYPE: content_type}
+        headers = {STATE: state, ATTEMPTS: str(attempts), CONTENT_TYPE: MSGPACK}
         ack = await self._requests.publish(result_subject(tenant, job, item), body, headers)
         if not ack.err_code:
             return True
@@ -119,12 +119,10 @@ def _item_of(subject: str) -> int:
 
 
 def _record(stored: Stored) -> ItemRecord:
-    content_type = stored.headers.get(CONTENT_TYPE, MSGPACK)
     return ItemRecord(
         item=_item_of(stored.subject),
         state=ItemState(stored.headers[STATE]),
         attempts=int(stored.headers.get(ATTEMPTS, "1")),
-        content_type=JSON if content_type == JSON else MSGPACK,
         body=stored.body,
         seq=stored.seq,
     )

@@ -4,11 +4,14 @@ Only the scheduler declares. Declaring what is there already changes nothing, so
 after every reconnection: INFER_LIVE is in memory and is gone after a restart of the server.
 """
 
+import base64
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import structlog
 
+from infra.connections.reading import Stored
 from infra.connections.requests import ApiError, Requests
 from infra.connections.settings import StreamSettings
 from schemas.subjects import (
@@ -27,6 +30,8 @@ log = structlog.get_logger()
 
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
+MESSAGE_NOT_FOUND = 10037
+MESSAGE_DELETE_FAILED = 10057
 
 _NS = 1_000_000_000
 
@@ -38,6 +43,14 @@ class Backlog:
     waiting: int
     in_hand: int
     redelivered: int
+
+
+@dataclass(frozen=True, slots=True)
+class OldMessage:
+    """A stored message and when the broker stored it, unix nanoseconds."""
+
+    message: Stored
+    stored_at_ns: int
 
 
 def stream_configs(settings: StreamSettings) -> list[dict[str, Any]]:
@@ -150,6 +163,32 @@ class Streams:
         info = await self._requests.api(f"CONSUMER.INFO.{lane.stream}.{consumer_name(model, lane)}")
         return Backlog(info["num_pending"], info["num_ack_pending"], info["num_redelivered"])
 
+    async def oldest(self, stream: str, subject: str) -> OldMessage | None:
+        """Return the oldest message stored on one subject, or None."""
+        try:
+            found = await self._requests.api(f"STREAM.MSG.GET.{stream}", {"seq": 1, "next_by_subj": subject})
+        except ApiError as error:
+            if error.err_code == MESSAGE_NOT_FOUND:
+                return None
+            raise
+        raw = found["message"]
+        stored_at = datetime.fromisoformat(raw["time"])
+        message = Stored(
+            subject=raw["subject"],
+            headers=_header_map(base64.b64decode(raw.get("hdrs", ""))),
+            body=base64.b64decode(raw.get("data", "")),
+            seq=raw["seq"],
+        )
+        return OldMessage(message, int(stored_at.timestamp() * 1e9))
+
+    async def remove(self, stream: str, seq: int) -> None:
+        """Delete one message; one that is gone already is no error."""
+        try:
+            await self._requests.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
+        except ApiError as error:
+            if error.err_code not in (MESSAGE_NOT_FOUND, MESSAGE_DELETE_FAILED):
+                raise
+
     async def subject_counts(self, stream: str, subjects: str) -> dict[str, int]:
         """Count the stored messages by subject, among those that match the filter `subjects`."""
         counts: dict[str, int] = {}
@@ -161,3 +200,10 @@ class Streams:
             counts |= page
             if not page or len(counts) >= info.get("total", 0):
                 return counts
+
+
+def _header_map(raw: bytes) -> dict[str, str]:
+    """Parse a header block: a version line, then `name: value` lines."""
+    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
+    pairs = (line.partition(":") for line in lines if line)
+    return {name: value.strip() for name, _, value in pairs}

@@ -1,0 +1,113 @@
+"""Brings JetStream to what it should be: every stream declared, three consumers for every known model.
+
+Level-triggered: each round looks at everything anew and repeats what is missing, so a lost message, a
+restart of the server (which empties INFER_LIVE) or a deleted consumer heals within a period. A model that
+was seen once stays known while this process lives: an empty Redis unlearns nothing.
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from infra.connections.clients import NatsConnection
+from infra.connections.placement import Placement
+from infra.connections.requests import ApiError
+from infra.connections.streams import CONSUMER_NOT_FOUND, Streams
+from infra.connections.telemetry import HealthReport
+from scheduler import metrics
+from schemas.errors import Unavailable
+from schemas.subjects import Lane
+
+log = structlog.get_logger()
+
+MEASURE_S = 5.0
+
+
+class Reconciler:
+    """Declares streams and consumers, and measures how full they are."""
+
+    def __init__(
+        self, connection: NatsConnection, streams: Streams, placement: Placement, *, period_s: float
+    ) -> None:
+        self._connection = connection
+        self._streams = streams
+        self._placement = placement
+        self._period_s = period_s
+        self._undeclared = True  # whether the streams must be declared before anything else
+        self._known: dict[str, bool] = {}  # model -> whether its consumers are declared
+        self._healthy = False
+        self._wake = asyncio.Event()
+        self._measure_next_s = 0.0
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The models that were announced since this process started."""
+        return frozenset(self._known)
+
+    async def run(self) -> None:
+        """Reconcile until cancelled; at once after a reconnection, else once a period."""
+        self._connection.on_reconnect(self._start_over)
+        while True:
+            self._wake.clear()
+            try:
+                await self.reconcile()
+                self._healthy = True
+            except (Unavailable, ApiError) as error:
+                if self._healthy:
+                    log.warning("not reconciled", reason=str(error))
+                self._healthy = False
+            try:
+                async with asyncio.timeout(self._period_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def reconcile(self) -> None:
+        """Do one round. Raises Unavailable or ApiError at the first thing that can not be done."""
+        if self._undeclared:
+            await self._streams.declare()
+            self._undeclared = False
+        for model in await self._announced():
+            self._known.setdefault(model, False)
+        for model, declared in self._known.items():
+            if not declared:
+                await self._streams.declare_consumers(model)
+                self._known[model] = True
+                log.info("consumers declared", model=model)
+        if time.monotonic() >= self._measure_next_s:
+            self._measure_next_s = time.monotonic() + MEASURE_S
+            await self._measure()
+
+    def health(self) -> HealthReport:
+        """Say whether the last round went through; called from the operations thread."""
+        checks = {
+            "nats": "ok" if self._connection.connected else "disconnected",
+            "reconciled": "ok" if self._healthy else "failed",
+        }
+        return HealthReport(self._healthy and self._connection.connected, checks, tuple(sorted(self._known)))
+
+    async def _announced(self) -> list[str]:
+        try:
+            return list(await self._placement.cards())
+        except Unavailable:
+            return []  # Redis is a hint; what is known goes on being served
+
+    async def _measure(self) -> None:
+        for model in self._known:
+            for lane in Lane:
+                try:
+                    backlog = await self._streams.backlog(model, lane)
+                except ApiError as error:
+                    if error.err_code != CONSUMER_NOT_FOUND:
+                        raise
+                    self._known[model] = False
+                    log.warning("consumer was gone", model=model, lane=lane)
+                    continue
+                metrics.queue_depth.labels(model, lane).set(backlog.waiting)
+                metrics.queue_ack_pending.labels(model, lane).set(backlog.in_hand)
+
+    def _start_over(self) -> None:
+        self._undeclared = True
+        self._known = dict.fromkeys(self._known, False)
+        self._wake.set()

@@ -1,0 +1,126 @@
+"""Ends requests that no worker can ever serve, because no model of that name exists.
+
+A publisher may write to `infer.<anything>.<lane>`; such a message has no consumer and would stay for
+ever. After a grace, in which the model may still appear, its caller is told and a copy is kept.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from infra.connections.blobs import BlobStore
+from infra.connections.clients import NatsConnection
+from infra.connections.clock import BrokerClock
+from infra.connections.dead import bury
+from infra.connections.reading import Stored
+from infra.connections.replies import send_reply
+from infra.connections.requests import ApiError, Requests
+from infra.connections.results import Results
+from infra.connections.streams import Streams
+from scheduler import metrics
+from schemas.envelope import encode_reply, failure_of
+from schemas.errors import InvalidInput, Unavailable, UnknownModel
+from schemas.headers import RequestHeaders, read_headers
+from schemas.jobs import ItemState
+from schemas.subjects import INFER_STREAM, LIVE_STREAM, parse_infer_subject
+
+log = structlog.get_logger()
+
+BATCH = 500
+BLOB_SWEEP_EVERY = 60  # rounds
+
+
+class Sweeper:
+    """Looks through INFER and INFER_LIVE for subjects without a model."""
+
+    def __init__(
+        self,
+        connection: NatsConnection,
+        requests: Requests,
+        streams: Streams,
+        results: Results,
+        blobs: BlobStore,
+        *,
+        known: Callable[[], frozenset[str]],
+        period_s: float,
+        grace_s: float,
+        blob_ttl_s: float,
+    ) -> None:
+        self._connection = connection
+        self._requests = requests
+        self._streams = streams
+        self._results = results
+        self._blobs = blobs
+        self._clock = BrokerClock(requests)
+        self._known = known
+        self._period_s = period_s
+        self._grace_s = grace_s
+        self._blob_ttl_s = blob_ttl_s
+
+    async def run(self) -> None:
+        """Sweep once a period until cancelled."""
+        rounds = 0
+        while True:
+            await asyncio.sleep(self._period_s)
+            try:
+                await self.sweep()
+                if rounds % BLOB_SWEEP_EVERY == 0:
+                    await self._blobs.sweep(self._blob_ttl_s)
+            except (Unavailable, ApiError) as error:
+                log.warning("not swept", reason=str(error))
+            rounds += 1
+
+    async def sweep(self) -> int:
+        """Do one round and return how many requests it ended. Raises Unavailable or ApiError."""
+        await self._clock.sync()
+        ended = 0
+        for stream in (INFER_STREAM, LIVE_STREAM):
+            for subject, count in (await self._streams.subject_counts(stream, "infer.>")).items():
+                if not self._is_served(subject):
+                    ended += await self._end_all(stream, subject, min(count, BATCH))
+        return ended
+
+    def _is_served(self, subject: str) -> bool:
+        try:
+            return parse_infer_subject(subject)[0] in self._known()
+        except InvalidInput:
+            return False
+
+    async def _end_all(self, stream: str, subject: str, at_most: int) -> int:
+        for ended in range(at_most):
+            old = await self._streams.oldest(stream, subject)
+            if old is None or self._clock.age_s(old.stored_at_ns) < self._grace_s:
+                return ended
+            await self._end(stream, old.message)
+        return at_most
+
+    async def _end(self, stream: str, message: Stored) -> None:
+        """Tell the caller, keep a copy, and only then delete: a crash in between repeats all of it."""
+        error = UnknownModel("no model of this name is served", field="model")
+        try:
+            headers: RequestHeaders | None = read_headers(
+                message.headers, fallback_id=f"{stream}:{message.seq}"
+            )
+        except InvalidInput:
+            headers = None
+        if headers is not None:
+            await self._tell(headers, error)
+        await bury(self._requests, stream, message, f"{error.code}: {error.message}")
+        await self._streams.remove(stream, message.seq)
+        metrics.swept.labels("unknown_model").inc()
+        log.warning("request for an unknown model ended", stream=stream, stream_seq=message.seq)
+
+    async def _tell(self, headers: RequestHeaders, error: UnknownModel) -> None:
+        failure = failure_of(error, headers.id)
+        if headers.job is not None:
+            await self._results.write(
+                headers.tenant,
+                headers.job,
+                headers.item,
+                state=ItemState.FAILED,
+                body=encode_reply(failure),
+                attempts=0,
+            )
+        if headers.reply_to is not None:
+            await send_reply(self._connection, headers.reply_to, encode_reply(failure, headers.content_type))

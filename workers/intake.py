@@ -1,0 +1,273 @@
+"""Takes deliveries of one model in: pulls as many as there is room for, checks, decodes, prepares.
+
+What is cheap is done on the loop as the delivery comes; blobs, preprocessing and large bodies go to
+threads, while the batch before them runs. What can not run is answered here and never meets a batch.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import structlog
+
+from infra.connections.blobs import BlobStore
+from infra.connections.clients import NatsConnection
+from infra.connections.clock import BrokerClock
+from infra.connections.pulling import Delivery, PullConsumer, Settler
+from schemas.envelope import BlobRef, InferRequest, decode_request
+from schemas.errors import Cancelled, DeadlineExceeded, InferenceError, Internal, InvalidInput
+from schemas.headers import RequestHeaders, read_headers, read_reply_to
+from schemas.subjects import Lane, consumer_name, parse_infer_subject
+from workers import metrics
+from workers.answers import Answers, minimal_headers
+from workers.engines.base import Arrays, batch_rows
+from workers.models import LoadedModel
+
+log = structlog.get_logger()
+
+INLINE_WORK_BYTES = 128 * 1024
+IN_HAND_BATCHES = 3  # one runs, one is prepared, one is being answered
+_SMOOTHING = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedRequest:
+    """A request that is ready to run. Times are monotonic seconds; `queue_s` is by the broker's clock."""
+
+    delivery: Delivery
+    headers: RequestHeaders
+    lane: Lane
+    arrays: Arrays
+    items: int
+    size_bytes: int
+    delivered_s: float
+    queue_s: float
+    deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSources:
+    """What intake needs besides its model."""
+
+    connection: NatsConnection
+    settler: Settler
+    blobs: BlobStore
+    clock: BrokerClock
+    is_cancelled: Callable[[str, str], bool]  # of a tenant and a job
+    threads: Executor
+
+
+class Intake:
+    """The deliveries of one model that this worker holds.
+
+    `offer` is called on the loop with each prepared request. `release` must be called once for each
+    delivery that was offered and is settled.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        sources: IntakeSources,
+        answers: Answers,
+        *,
+        offer: Callable[[PreparedRequest], None],
+    ) -> None:
+        self._model = model
+        self._sources = sources
+        self._answers = answers
+        self._offer = offer
+        self._held: dict[str, tuple[Lane, Delivery]] = {}
+        self._held_by_lane = dict.fromkeys(Lane, 0)
+        self._items_per_message = 1.0
+        self._pending = dict.fromkeys(Lane, 0)
+        self._preparing = 0
+        self._stopped = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+        self.consumers = {lane: self._consumer(lane) for lane in Lane}
+
+    async def run(self) -> None:
+        """Pull on every lane until `stop_pulling`, and prepare what came."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            for lane, consumer in self.consumers.items():
+                tasks.create_task(consumer.run(), name=f"pull-{self._model.name}-{lane}")
+            await self._stopped.wait()
+
+    async def stop_pulling(self) -> None:
+        """Take nothing new. What was pushed to us before the server heard of it is still taken in."""
+        for consumer in self.consumers.values():
+            await consumer.stop()
+        self._stopped.set()
+
+    @property
+    def held(self) -> int:
+        """How many deliveries are in hand, from their coming to their settling."""
+        return len(self._held)
+
+    @property
+    def more_coming(self) -> bool:
+        """Say whether company for a waiting request is known to be on its way."""
+        return self._preparing > 0 or any(
+            self._pending[lane] > 0 and consumer.has_credit for lane, consumer in self.consumers.items()
+        )
+
+    @property
+    def available(self) -> bool:
+        """Say whether every lane's consumer answers."""
+        return all(consumer.available for consumer in self.consumers.values())
+
+    def release(self, delivery: Delivery) -> None:
+        """Let go of a settled delivery, which makes room for another."""
+        lane, _ = self._held.pop(delivery.ack_subject, (None, None))
+        if lane is not None:
+            self._held_by_lane[lane] -= 1
+            self.consumers[lane].top_up()
+
+    async def extend(self) -> None:
+        """Start the lease of everything in hand anew."""
+        for _, delivery in list(self._held.values()):
+            await self._sources.settler.in_progress(delivery)
+
+    def _consumer(self, lane: Lane) -> PullConsumer:
+        return PullConsumer(
+            self._sources.connection,
+            lane.stream,
+            consumer_name(self._model.name, lane),
+            room=lambda: self._room(lane),
+            on_delivery=self._delivered,
+        )
+
+    def _room(self, lane: Lane) -> int:
+        """How many more messages to hold on a lane. Room is in items; a message may bring several."""
+        messages = IN_HAND_BATCHES * self._model.max_batch_size / self._items_per_message
+        return max(2, round(messages)) - self._held_by_lane[lane]
+
+    def _delivered(self, delivery: Delivery) -> None:
+        lane = parse_infer_subject(delivery.subject)[1]  # the consumer's filter lets nothing else through
+        self._pending[lane] = delivery.pending
+        self._held[delivery.ack_subject] = (lane, delivery)
+        self._held_by_lane[lane] += 1
+        if delivery.attempt > 1:
+            metrics.redeliveries.labels(self._model.name).inc()
+        try:
+            headers = self._read_headers(delivery)
+        except InferenceError as error:
+            self._spawn(self._refuse_unreadable(delivery, error))
+            return
+        if delivery.attempt > 1 or self._model.needs_thread or len(delivery.body) > INLINE_WORK_BYTES:
+            self._spawn(self._accept_slowly(delivery, headers, lane))
+            return
+        try:
+            self._check_wanted(delivery, headers)
+            decoded = self._decode(delivery.body, headers)
+            if isinstance(decoded, BlobRef):
+                self._spawn(self._accept_slowly(delivery, headers, lane))
+                return
+            self._ready(delivery, headers, lane, self._prepare(decoded))
+        except Exception as error:
+            self._spawn(self._refuse(delivery, headers, error))
+
+    def _read_headers(self, delivery: Delivery) -> RequestHeaders:
+        return read_headers(delivery.headers, fallback_id=f"{delivery.stream}:{delivery.stream_seq}")
+
+    def _check_wanted(self, delivery: Delivery, headers: RequestHeaders) -> None:
+        """Raise if the answer came too late to be of use, or is no longer asked for."""
+        deadline_s = headers.deadline_s
+        if deadline_s is not None and self._sources.clock.age_s(delivery.stored_at_ns) >= deadline_s:
+            raise DeadlineExceeded(f"the deadline of {headers.deadline_ms} ms passed in the queue")
+        if headers.job is not None and self._sources.is_cancelled(headers.tenant, headers.job):
+            raise Cancelled("the job was cancelled")
+
+    def _decode(self, body: bytes, headers: RequestHeaders) -> InferRequest | BlobRef:
+        try:
+            return decode_request(body, headers.content_type, signature=self._model.signature)
+        except InferenceError as error:
+            raise MalformedMessage(error) from error
+
+    def _prepare(self, request: InferRequest) -> Arrays:
+        if request.model != self._model.name:
+            raise InvalidInput("is not the model of the subject it was published to", field="model")
+        return self._model.prepare(request)
+
+    async def _accept_slowly(self, delivery: Delivery, headers: RequestHeaders, lane: Lane) -> None:
+        self._preparing += 1
+        try:
+            self._check_wanted(delivery, headers)
+            if delivery.attempt > 1 and await self._answers.already_stored(headers):
+                await self._answers.drop(delivery)
+                self.release(delivery)
+                return
+            arrays = await self._fetch_and_prepare(delivery.body, headers)
+            self._check_wanted(delivery, headers)  # again: preparing took time
+        except Exception as error:
+            await self._refuse(delivery, headers, error)
+        else:
+            self._ready(delivery, headers, lane, arrays)
+        finally:
+            self._preparing -= 1
+
+    async def _fetch_and_prepare(self, body: bytes, headers: RequestHeaders) -> Arrays:
+        loop, threads = asyncio.get_running_loop(), self._sources.threads
+        decoded = await loop.run_in_executor(threads, self._decode, body, headers)
+        if isinstance(decoded, BlobRef):
+            body = await self._sources.blobs.get(headers.tenant, decoded)
+            decoded = await loop.run_in_executor(threads, self._decode, body, headers)
+            if isinstance(decoded, BlobRef):
+                raise MalformedMessage(InvalidInput("refers to another reference", field="blob"))
+        return await loop.run_in_executor(threads, self._prepare, decoded)
+
+    def _ready(self, delivery: Delivery, headers: RequestHeaders, lane: Lane, arrays: Arrays) -> None:
+        now_s = time.monotonic()
+        queue_s = self._sources.clock.age_s(delivery.stored_at_ns)
+        deadline_s = None if headers.deadline_s is None else now_s + headers.deadline_s - queue_s
+        items = batch_rows(arrays)
+        self._items_per_message += _SMOOTHING * (items - self._items_per_message)
+        metrics.queue_s.labels(self._model.name).observe(queue_s)
+        self._offer(
+            PreparedRequest(
+                delivery=delivery,
+                headers=headers,
+                lane=lane,
+                arrays=arrays,
+                items=items,
+                size_bytes=sum(array.nbytes for array in arrays.values()),
+                delivered_s=now_s,
+                queue_s=queue_s,
+                deadline_s=deadline_s,
+            )
+        )
+
+    async def _refuse(self, delivery: Delivery, headers: RequestHeaders, error: Exception) -> None:
+        malformed = isinstance(error, MalformedMessage)
+        if isinstance(error, MalformedMessage):
+            error = error.reason
+        if not isinstance(error, InferenceError):
+            log.error(
+                "request failed to decode", request_id=headers.id, model=self._model.name, exc_info=error
+            )
+            error = Internal("the worker failed on this request; its log says more")
+        await self._answers.answer(delivery, headers, error, malformed=malformed)
+        self.release(delivery)
+
+    async def _refuse_unreadable(self, delivery: Delivery, error: InferenceError) -> None:
+        try:
+            reply_to = read_reply_to(delivery.headers)
+        except InvalidInput:
+            reply_to = None
+        await self._answers.answer(delivery, minimal_headers(delivery, reply_to), error, malformed=True)
+        self.release(delivery)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        if self._tasks is None:
+            raise RuntimeError("intake is not running")
+        self._tasks.create_task(work, name=f"intake-{self._model.name}")
+
+
+class MalformedMessage(Exception):
+    """A message that is no request at all; `reason` says why. Its publisher did not use our gateway."""
+
+    def __init__(self, reason: InferenceError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason

@@ -1,0 +1,213 @@
+"""A worker's life: load, announce, serve, drain.
+
+There are two ways to end, and they are not the same. `drain()` stops pulling and finishes what is in hand.
+Cancelling `run()` abandons what is in hand, and JetStream delivers it again, to someone else.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import structlog
+
+from infra.connections.clients import NatsConnection
+from infra.connections.clock import BrokerClock
+from infra.connections.jobs import CancelledJobs
+from infra.connections.placement import Placement
+from infra.connections.requests import ApiError
+from infra.connections.telemetry import HealthReport
+from schemas.errors import Unavailable
+from schemas.placement import HEARTBEAT_S, WorkerState, WorkerStatus
+from workers import metrics
+from workers.answers import Answers, Outlets
+from workers.intake import Intake, IntakeSources, PreparedRequest
+from workers.models import LoadedModel
+from workers.runner import Runner
+
+log = structlog.get_logger()
+
+CLOCK_SYNC_S = 60.0
+RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker is connected to."""
+
+    connection: NatsConnection
+    outlets: Outlets
+    clock: BrokerClock
+    cancelled: CancelledJobs
+    placement: Placement
+    threads: Executor
+
+
+class ServedModel:
+    """One model with its intake and its runner, joined."""
+
+    def __init__(self, model: LoadedModel, around: Surroundings, *, max_deliver: int) -> None:
+        self.model = model
+        answers = Answers(around.outlets, model.name, max_deliver=max_deliver)
+        self.runner = Runner(
+            model,
+            answers,
+            is_cancelled=around.cancelled,
+            more_coming=lambda: self.intake.more_coming,
+            release=self._release,
+        )
+        sources = IntakeSources(
+            connection=around.connection,
+            settler=around.outlets.settler,
+            blobs=around.outlets.blobs,
+            clock=around.clock,
+            is_cancelled=around.cancelled,
+            threads=around.threads,
+        )
+        self.intake = Intake(model, sources, answers, offer=self.runner.offer)
+
+    async def run(self) -> None:
+        """Serve until drained; what was pulled is run and answered before this returns."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.runner.run(), name=f"run-{self.model.name}")
+            await self.intake.run()
+            self.runner.drain()
+
+    def _release(self, request: PreparedRequest) -> None:
+        self.intake.release(request.delivery)
+
+
+class Worker:
+    """Pulls micro-batches of its models and runs them until told to stop."""
+
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        around: Surroundings,
+        *,
+        device: str,
+        ack_wait_s: float,
+        max_deliver: int,
+    ) -> None:
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{around.connection.instance}"
+        self._around = around
+        self._device = device
+        self._ack_wait_s = ack_wait_s
+        self._served = [ServedModel(model, around, max_deliver=max_deliver) for model in models]
+        self._state = WorkerState.STARTING
+        self._draining = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until drained. Raises an exception group with DeviceLost if an engine is lost."""
+        around = self._around
+        await around.cancelled.open()
+        around.connection.on_reconnect(self._catch_up_soon)
+        self._catch_up = asyncio.Event()
+        self._catch_up.set()
+        async with asyncio.TaskGroup() as background:
+            loops = [
+                background.create_task(self._keep_leases(), name="leases"),
+                background.create_task(self._heartbeat(), name="heartbeat"),
+                background.create_task(self._follow_broker(), name="broker"),
+            ]
+            async with asyncio.TaskGroup() as serving:
+                for served in self._served:
+                    serving.create_task(served.run(), name=f"serve-{served.model.name}")
+                await self._draining.wait()
+                await self._stop_pulling()
+            for task in loops:
+                task.cancel()
+        await self._leave()
+
+    def drain(self) -> None:
+        """Stop pulling, finish what is in hand, and let `run` return."""
+        if not self._draining.is_set():
+            log.info("draining", worker=self.id, in_hand=sum(served.intake.held for served in self._served))
+        self._state = WorkerState.DRAINING
+        self._draining.set()
+
+    def health(self) -> HealthReport:
+        """Say whether work would be pulled now; called from the operations thread."""
+        checks = {
+            "nats": "ok" if self._around.connection.connected else "disconnected",
+            "state": str(self._state),
+        }
+        missing = [served.model.name for served in self._served if not served.intake.available]
+        checks["consumers"] = f"waiting for {', '.join(missing)}" if missing else "ok"
+        ready = self._around.connection.connected and self._state is WorkerState.READY and not missing
+        return HealthReport(ready, checks, tuple(served.model.name for served in self._served))
+
+    async def _stop_pulling(self) -> None:
+        for served in self._served:
+            await served.intake.stop_pulling()
+
+    async def _keep_leases(self) -> None:
+        """Extend what is in hand at a third of ack_wait, but not for an engine that makes no progress."""
+        while True:
+            await asyncio.sleep(self._ack_wait_s / 3)
+            for served in self._served:
+                metrics.in_hand.labels(served.model.name).set(served.intake.held)
+                if served.runner.is_stuck(time.monotonic()):
+                    continue
+                try:
+                    await served.intake.extend()
+                except Unavailable:
+                    log.warning("leases not extended", model=served.model.name)
+
+    async def _heartbeat(self) -> None:
+        """Announce the worker and its models; a Redis that is away is logged once and costs nothing."""
+        reachable = True
+        while True:
+            if self._state is WorkerState.STARTING and all(s.intake.available for s in self._served):
+                self._state = WorkerState.READY
+                log.info("ready", worker=self.id, models=[served.model.name for served in self._served])
+            try:
+                await self._around.placement.announce(
+                    self._status(), [served.model.card for served in self._served]
+                )
+            except Unavailable:
+                if reachable:
+                    log.warning("placement not reachable; serving on", worker=self.id)
+                reachable = False
+            else:
+                reachable = True
+            starting = self._state is WorkerState.STARTING
+            await asyncio.sleep(RETRY_S / 4 if starting else HEARTBEAT_S)
+
+    async def _follow_broker(self) -> None:
+        """Keep the broker's clock and the cancel marks current, anew after each reconnection."""
+        while True:
+            self._catch_up.clear()
+            try:
+                await self._around.clock.sync()
+                await self._around.cancelled.catch_up()
+            except (Unavailable, ApiError):
+                await asyncio.sleep(RETRY_S)  # the streams may not be declared yet
+                continue
+            try:
+                async with asyncio.timeout(CLOCK_SYNC_S):
+                    await self._catch_up.wait()
+            except TimeoutError:
+                pass
+
+    def _catch_up_soon(self) -> None:
+        self._catch_up.set()
+
+    def _status(self) -> WorkerStatus:
+        return WorkerStatus(
+            worker=self.id,
+            state=self._state,
+            models=tuple(served.model.name for served in self._served),
+            host=socket.gethostname(),
+            device=self._device,
+        )
+
+    async def _leave(self) -> None:
+        try:
+            await self._around.placement.leave(self.id)
+        except Unavailable:
+            log.warning("heartbeat left to lapse", worker=self.id)
+        log.info("stopped", worker=self.id)
