@@ -31,7 +31,9 @@ def check_no_links(folder: Path) -> None:
 
     Model formats name further files (ONNX external data), which their libraries open without asking us.
     """
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as found:
+        entries = list(found)
+    for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             check_no_links(Path(entry.path))
         elif entry.is_symlink() or not entry.is_file() or entry.stat().st_nlink > 1:

@@ -70,10 +70,10 @@ class Image:
 
     def _crop(self, picture: PIL.Image.Image) -> PIL.Image.Image:
         width, height = picture.size
-        edge = min(width, height) * self._config.crop
-        left, top = (width - edge) / 2, (height - edge) / 2
-        size = (self._config.size, self._config.size)
-        return picture.resize(size, PIL.Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+        edge = max(1, round(min(width, height) * self._config.crop))
+        left, top = (width - edge) // 2, (height - edge) // 2
+        square = picture.crop((left, top, left + edge, top + edge))
+        return square.resize((self._config.size, self._config.size), PIL.Image.Resampling.BICUBIC)
 
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
