@@ -1,6 +1,6 @@
 """Ask a model over NATS alone, with JSON. Needs only: pip install nats-py
 
-usage: publish_json.py MODEL '{"input": [["..."]]}'   (NATS_URL, NATS_USER and NATS_PASSWORD in the environment)
+usage: publish_json.py MODEL '{"input": ["..."]}'    (NATS_URL, NATS_USER, NATS_PASSWORD in the environment)
 """
 
 import asyncio
