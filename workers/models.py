@@ -53,9 +53,13 @@ class LoadedModel:
             self._preprocess = load_preprocessing(config.preprocessing, found.folder, self._engine_signature)
         if config.postprocessing is not None:
             self._classify = Classify(config.postprocessing, labels, self._engine_signature)
-        self.signature = Signature(
-            inputs=(self._preprocess.public,) if self._preprocess else self._engine_signature.inputs,
-            outputs=self._classify.outputs() if self._classify else self._engine_signature.outputs,
+        self.signature = self._public_signature()
+
+    def _public_signature(self) -> Signature:
+        own = self._engine_signature
+        return Signature(
+            inputs=(self._preprocess.public,) if self._preprocess else own.inputs,
+            outputs=self._classify.outputs() if self._classify else own.outputs,
         )
 
     @property

@@ -89,6 +89,13 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def _read_model(root: Path, where: str) -> FoundModel:
+    try:
+        return _check_model(root, where)
+    except OSError as error:  # not ours to read, or replaced while we looked
+        raise ModelUnavailable(f"can not be read: {error.strerror}") from error
+
+
+def _check_model(root: Path, where: str) -> FoundModel:
     name, _, version = where.rpartition("/")
     try:
         check_model_name(name)
@@ -151,9 +158,11 @@ def _is_version(text: str) -> bool:
 
 
 def _folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
+    try:
+        entries = list(folder.iterdir())
+    except OSError:  # as with `lost+found`, which is not ours to read, or a model that is gone by now
         return []
-    return [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def _name_and_version(where: str) -> tuple[str, int, str]:

@@ -1,6 +1,7 @@
 """A folder as model repository: what is found, and how what is broken is named."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,31 @@ def test_links_are_refused_wherever_they_are(tmp_path: Path) -> None:
     found = scan(root)
     assert found.models == ()
     assert sorted(reasons(found)) == ["file/1", "hard/1", "model/1", "pipe/1", "version/1"]
+
+
+def test_a_folder_that_can_not_be_read_hides_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path, "good/1")
+    add(tmp_path, "secret/1")
+    (tmp_path / "lost+found").mkdir()
+    listed, opened = Path.iterdir, Path.read_bytes
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    def read_bytes(path: Path) -> bytes:
+        if "secret" in path.parts:
+            raise PermissionError(13, "Permission denied")
+        return opened(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    found = scan(tmp_path)
+    assert [m.name for m in found.models] == ["good"]
+    assert reasons(found) == {"secret/1": "can not be read: Permission denied"}
 
 
 def test_a_repository_that_is_no_folder_is_unavailable(tmp_path: Path) -> None:
