@@ -1,0 +1,47 @@
+"""The whole embedded stack, started as a user starts it, once for all end-to-end tests."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.stack import Stack, running_stack
+from scripts.models.content_type import install_content_type_model
+from scripts.models.identity import install_identity_model
+from tests.servers import missing
+
+
+def example_models() -> Path | None:
+    """Where `scripts/examples` has exported to, as EXAMPLE_MODELS says."""
+    folder = Path(os.environ.get("EXAMPLE_MODELS", "build/examples/models"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository: content-type, identity, and the exported examples where there are any."""
+    folder = tmp_path_factory.mktemp("repository") / "models"
+    folder.mkdir()
+    install_content_type_model(folder)
+    install_identity_model(folder)
+    if (examples := example_models()) is not None:
+        shutil.copytree(examples, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Stack]:
+    """The running stack."""
+    with running_stack(tmp_path_factory.mktemp("up") / "data", repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The sample photos that `scripts/examples` lays beside its models."""
+    models = example_models()
+    if models is None:
+        missing("the example models are not there: run scripts/examples build/examples/models")
+    return models.parent / "samples"
