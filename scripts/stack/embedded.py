@@ -146,7 +146,7 @@ def _scheduler(plan: Plan) -> ChildSpec:
             "SCHEDULER_METRICS_PORT": str(port),
         },
         stage=1,
-        is_ready=http_ready(f"http://{LOOPBACK}:{port}/metrics"),
+        is_ready=http_ready(f"http://{LOOPBACK}:{port}/health/ready"),
     )
 
 
@@ -158,7 +158,7 @@ def _worker(plan: Plan, name: str) -> ChildSpec:
         command=_service("workers"),
         environment={**_common(plan, "worker"), "WORKER_METRICS_PORT": str(port)},
         stage=2,
-        is_ready=http_ready(f"http://{LOOPBACK}:{port}/metrics"),
+        is_ready=http_ready(f"http://{LOOPBACK}:{port}/health/ready"),
         ready_within_s=300,  # loading models takes what it takes
         stop_grace_s=30,
     )
