@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.jobs import JobState
+from schemas.jobs import ItemState, JobState
 from schemas.models import Signature
 from schemas.subjects import Lane
 
@@ -25,17 +25,37 @@ class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Version = Annotated[int, Field(ge=1, strict=True)]
+TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS, strict=True, description="deadline, as a duration")]
+
+
 class PredictBody(_Body):
     """One inference to run and wait for."""
 
     model: str
     inputs: Inputs
-    version: Annotated[int, Field(ge=1)] | None = None
+    version: Version | None = None
     parameters: Parameters = Field(default_factory=dict)
-    timeout_ms: (
-        Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS, description="deadline, as a duration")] | None
-    ) = None
+    timeout_ms: TimeoutMs | None = None
     priority: Annotated[Lane, Field(description="the lane: live, interactive or batch")] = Lane.LIVE
+
+
+class PredictQuery(_Body):
+    """The query of a predict call whose body is not JSON. `model` stands in the body if that is msgpack."""
+
+    model: str | None = None
+    version: Annotated[int, Field(ge=1)] | None = None
+    timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)] | None = None
+    priority: Lane = Lane.LIVE
+
+
+class UploadQuery(_Body):
+    """The query of a JSONL upload, whose lines are each a `JobItem`."""
+
+    model: str
+    version: Annotated[int, Field(ge=1)] | None = None
+    timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)] | None = None
+    priority: Lane = Lane.BATCH
 
 
 class JobItem(_Body):
@@ -52,8 +72,8 @@ class JobBody(_Body):
     items: Annotated[list[JobItem], Field(min_length=1)] | None = None
     inputs: Inputs = None
     parameters: Parameters = Field(default_factory=dict)
-    version: Annotated[int, Field(ge=1)] | None = None
-    timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)] | None = None
+    version: Version | None = None
+    timeout_ms: TimeoutMs | None = None
     priority: Lane = Lane.BATCH
     metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] = Field(default_factory=dict)
 
@@ -69,15 +89,70 @@ class JobCounts(BaseModel):
     pending: int = 0
 
 
+class OutputTensor(BaseModel):
+    """One output. `data` is nested by shape; floats that are not finite are "NaN" and "Infinity"."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    data: Any
+
+
+class PredictAnswer(BaseModel):
+    """The outputs of one request. `timing` is in milliseconds, as the worker measured it."""
+
+    id: str
+    model: str
+    version: int
+    outputs: list[OutputTensor]
+    timing: dict[str, float]
+
+
+class ItemError(BaseModel):
+    """Why an item has no outputs."""
+
+    code: str
+    message: str
+    retryable: bool
+    field: str | None = None
+
+
+class ItemResult(BaseModel):
+    """How one item ended: with outputs, or with an error. Never changes."""
+
+    item: int
+    state: ItemState
+    attempts: int
+    model: str | None = None
+    version: int | None = None
+    outputs: list[OutputTensor] | None = None
+    timing: dict[str, float] | None = None
+    error: ItemError | None = None
+
+
+class ResultPage(BaseModel):
+    """Results in the order in which they were stored. `next` is null when no more will come."""
+
+    results: list[ItemResult]
+    next: int | None = None
+
+
 class JobStatus(BaseModel):
-    """Where a job is. `created_at` is unix seconds."""
+    """Where a job is. `created_at` is unix seconds; a job published on NATS directly does not tell it."""
 
     id: str
     model: str
     state: JobState
     counts: JobCounts
-    created_at: float
+    created_at: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    result: Annotated[ItemResult | None, Field(description="of a job of one item that has ended")] = None
+
+
+class JobList(BaseModel):
+    """The newest jobs of a tenant, newest first."""
+
+    jobs: list[JobStatus]
 
 
 class ModelAnswer(BaseModel):

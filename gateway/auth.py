@@ -1,0 +1,61 @@
+"""API keys: who a caller is. Keys are held and compared as sha256, every one of them, in equal time."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Sequence
+
+from schemas.errors import InvalidInput, Unauthorized
+from schemas.headers import DEFAULT_TENANT
+from schemas.subjects import check_tenant
+
+MIN_KEY_CHARS = 16
+MAX_KEY_CHARS = 512
+_HASHED = re.compile(r"sha256=([0-9a-fA-F]{64})")
+
+
+class Keys:
+    """The keys of this service. Several may belong to one tenant."""
+
+    def __init__(self, digests: Sequence[tuple[bytes, str]]) -> None:
+        self._digests = tuple(digests)
+
+    def tenant_of(self, authorization: Sequence[str]) -> str:
+        """Name the tenant whose key the `Authorization` header holds. Raises Unauthorized."""
+        if not authorization:
+            raise Unauthorized("an API key is needed: Authorization: Bearer <key>")
+        scheme, _, key = authorization[0].partition(" ")
+        key = key.strip()
+        if len(authorization) > 1 or scheme.lower() != "bearer" or not 0 < len(key) <= MAX_KEY_CHARS:
+            raise Unauthorized("the Authorization header must be one 'Bearer <key>'")
+        digest, found = hashlib.sha256(key.encode()).digest(), None
+        for known, tenant in self._digests:  # all of them, so that time tells nothing
+            if hmac.compare_digest(known, digest):
+                found = tenant
+        if found is None:
+            raise Unauthorized("this API key is not known")
+        return found
+
+
+def parse_keys(text: str) -> Keys:
+    """Read `tenant:key,tenant2:key2`; a bare key belongs to the default tenant.
+
+    `sha256=<hex>` in place of a key is its hash. Raises ValueError, which does not repeat a key.
+    """
+    entries = [entry.strip() for entry in text.split(",")]
+    return Keys([_parse_key(entry, number) for number, entry in enumerate(entries, start=1) if entry])
+
+
+def _parse_key(entry: str, number: int) -> tuple[bytes, str]:
+    tenant, colon, key = entry.partition(":")
+    if not colon:
+        tenant, key = DEFAULT_TENANT, entry
+    try:
+        check_tenant(tenant)
+    except InvalidInput as error:
+        raise ValueError(f"entry {number}: the tenant's name {error.message}") from error
+    if hashed := _HASHED.fullmatch(key):
+        return bytes.fromhex(hashed[1]), tenant
+    if not MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS:
+        raise ValueError(f"entry {number}: a key must have {MIN_KEY_CHARS} to {MAX_KEY_CHARS} characters")
+    return hashlib.sha256(key.encode()).digest(), tenant

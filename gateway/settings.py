@@ -1,0 +1,97 @@
+"""The gateway's settings, from `GATEWAY_*`, and `API_KEYS` and `AUTH`, which stand for the whole service."""
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.auth import parse_keys
+from infra.connections.settings import BlobSettings, LogSettings, NatsSettings, RedisSettings
+
+ENV_PREFIX = "GATEWAY_"
+
+
+class GatewaySettings(BaseSettings):
+    """Read once, in `__main__`. `AUTH=off` is the only way to serve without keys, and on loopback only."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, populate_by_name=True)
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535)
+    processes: int = Field(default=1, ge=1, le=256, description="processes that share the port")
+    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="limit of one body, JSONL excepted")
+    max_line_bytes: int = Field(default=8 << 20, ge=1024, description="limit of one line of JSONL")
+    max_upload_bytes: int = Field(default=4 << 30, ge=1024, description="limit of one JSONL upload")
+    max_job_items: int = Field(default=100_000, ge=1, le=10_000_000)
+    default_timeout_s: float = Field(default=30.0, gt=0, description="deadline of callers who give none")
+    publish_window: int = Field(default=256, ge=1, le=4096, description="PubAcks in flight for one job")
+    drain_grace_s: float = Field(default=25.0, ge=0, description="must be under the pod's 30 s")
+    open_metrics: bool | None = Field(
+        default=None, description="serve /metrics without a key; by default on a loopback host only"
+    )
+    api_keys: SecretStr = Field(
+        default=SecretStr(""),
+        validation_alias="API_KEYS",
+        description="tenant:key,... or one bare key; sha256=<hex> may stand for a key",
+    )
+    auth: Literal["keys", "off"] = Field(default="keys", validation_alias="AUTH")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Say whether only this machine can reach the gateway."""
+        return is_loopback(self.host)
+
+    @property
+    def metrics_are_open(self) -> bool:
+        """Say whether /metrics needs no key."""
+        return self.on_loopback if self.open_metrics is None else self.open_metrics
+
+    @field_validator("api_keys")
+    @classmethod
+    def _readable_keys(cls, keys: SecretStr) -> SecretStr:
+        parse_keys(keys.get_secret_value())
+        return keys
+
+    @model_validator(mode="after")
+    def _never_open_to_the_world(self) -> Self:
+        if self.auth == "off" and not self.on_loopback:
+            raise ValueError(
+                f"AUTH=off is refused with GATEWAY_HOST={self.host}: it is not a loopback address"
+            )
+        if self.auth == "keys" and not self.api_keys.get_secret_value().strip():
+            raise ValueError("API_KEYS is empty: give at least one key, or say AUTH=off on a loopback host")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a gateway reads from its environment. Raises ValidationError."""
+
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    nats: NatsSettings = field(default_factory=NatsSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
+    blobs: BlobSettings = field(default_factory=BlobSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether `host` names this machine only; a name other than localhost counts as public."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def explain(error: ValidationError) -> list[str]:
+    """List what is wrong, a line each, naming the environment variable and never its value."""
+    prefixes = {cls.__name__: cls.model_config.get("env_prefix", "") for cls in BaseSettings.__subclasses__()}
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        if name and not name.isupper():  # an alias is the whole name already
+            name = prefixes.get(error.title, "") + name.upper()
+        lines.append(f"{name}: {message}" if name else message)
+    return lines

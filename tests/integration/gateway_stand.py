@@ -1,0 +1,231 @@
+"""A gateway in this process over real servers, and a worker of the tests' own that answers for a model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from pydantic import SecretStr
+
+from gateway.app import create_app
+from gateway.front import Front
+from gateway.settings import GatewaySettings, Settings
+from infra.connections.blobs import BlobStore, open_blobs
+from infra.connections.clients import NatsConnection, Role, open_nats, open_redis
+from infra.connections.placement import Placement
+from infra.connections.pulling import Delivery, PullConsumer, Settler
+from infra.connections.replies import send_reply
+from infra.connections.requests import Requests
+from infra.connections.results import Results
+from infra.connections.settings import BlobSettings, StreamSettings
+from infra.connections.streams import Streams, stream_configs
+from schemas.envelope import (
+    BlobRef,
+    InferRequest,
+    Result,
+    decode_request,
+    encode_blob_ref,
+    encode_reply,
+    failure_of,
+)
+from schemas.errors import InferenceError
+from schemas.headers import RequestHeaders, read_headers
+from schemas.jobs import ItemState, item_state_of
+from schemas.models import ModelCard, Signature, TensorSpec
+from schemas.placement import WorkerState, WorkerStatus
+from schemas.subjects import Lane, consumer_name
+from tests.servers import NatsServer, ValkeyServer
+
+KEY = "a-key-of-acme-0123456789"
+OTHER_KEY = "a-key-of-umbrella-0123456789"
+
+ECHO = ModelCard(
+    name="echo",
+    version=3,
+    format="python",
+    signature=Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(-1, -1)),),
+        outputs=(TensorSpec(name="x", dtype="float32", shape=(-1, -1)),),
+    ),
+    max_batch_size=8,
+)
+FILES = ModelCard(
+    name="org/files.v1",
+    version=1,
+    format="python",
+    signature=Signature(inputs=(TensorSpec(name="file", dtype="bytes", shape=(-1,)),), outputs=()),
+    max_batch_size=8,
+    raw_input="file",
+)
+
+Behaviour = Callable[[InferRequest], Result | InferenceError | None]
+
+
+def echo(request: InferRequest) -> Result:
+    """Answer with the inputs."""
+    return Result(id="x", model=request.model, version=3, outputs=request.inputs, timing={"run_ms": 0.1})
+
+
+@dataclass(slots=True)
+class Stand:
+    """What a test works with. The worker answers by `behaviour`; None from it leaves a request unanswered."""
+
+    client: httpx.AsyncClient
+    front: Front
+    streams: Streams
+    requests: Requests
+    results: Results
+    placement: Placement
+    blobs: BlobStore
+    behaviour: Behaviour = echo
+    seen: list[tuple[RequestHeaders, InferRequest]] = field(default_factory=list)
+    working: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def other_tenant(self) -> dict[str, str]:
+        """The header of somebody else."""
+        return {"authorization": f"Bearer {OTHER_KEY}"}
+
+    async def until_final(self, job: str) -> dict[str, object]:
+        """Ask for a job until it has ended."""
+        async with asyncio.timeout(15):
+            while True:
+                answer = await self.client.get(f"/v1/jobs/{job}")
+                status: dict[str, object] = answer.json()
+                assert answer.status_code == 200, status
+                if status["state"] in ("succeeded", "failed", "cancelled", "expired"):
+                    return status
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def standing(
+    nats_server: NatsServer,
+    valkey_server: ValkeyServer,
+    folder: Path,
+    *,
+    cards: Sequence[ModelCard] = (ECHO, FILES),
+    declare: bool = True,
+    stream_settings: StreamSettings | None = None,
+    **gateway_settings: object,
+) -> AsyncIterator[Stand]:
+    """Open everything, and in the end delete the streams that were declared."""
+    settings = _settings(nats_server, valkey_server, folder, gateway_settings)
+    stream_settings = stream_settings or StreamSettings(max_bytes=64 << 20, results_max_bytes=64 << 20)
+    async with (
+        open_nats(nats_server.settings("scheduler"), Role.SCHEDULER) as scheduler,
+        open_nats(nats_server.settings("worker"), Role.WORKER) as connection,
+        open_redis(valkey_server.settings()) as redis,
+    ):
+        admin, requests = Requests(scheduler, timeout_s=5), Requests(connection, timeout_s=5)
+        await admin.open()
+        await requests.open()
+        streams = Streams(admin, stream_settings)
+        await redis.flushdb()
+        placement = Placement(redis)
+        status = WorkerStatus(worker="w1", state=WorkerState.READY, models=tuple(card.name for card in cards))
+        await placement.announce(status, list(cards))
+        if declare:
+            await streams.declare()
+            for card in cards:
+                await streams.declare_consumers(card.name)
+        front = create_app(settings)
+        transport = httpx.ASGITransport(app=front)  # type: ignore[arg-type]
+        try:
+            async with (
+                front.app.lifespan(),
+                httpx.AsyncClient(
+                    transport=transport,
+                    base_url="http://gateway",
+                    headers={"authorization": f"Bearer {KEY}"},
+                    timeout=30,
+                ) as client,
+            ):
+                results = Results(connection, requests, timeout_s=5)
+                stand = Stand(
+                    client, front, streams, requests, results, placement, open_blobs(settings.blobs)
+                )
+                worker = _Worker(stand, connection, requests)
+                async with _in_background(worker.run(cards)):
+                    yield stand
+        finally:
+            for config in stream_configs(stream_settings) if declare else ():
+                await admin.api(f"STREAM.DELETE.{config['name']}")
+
+
+def _settings(
+    nats_server: NatsServer, valkey_server: ValkeyServer, folder: Path, gateway: dict[str, object]
+) -> Settings:
+    keys = {"api_keys": SecretStr(f"acme:{KEY},umbrella:{OTHER_KEY}")}
+    return Settings(
+        gateway=GatewaySettings(**(keys | gateway)),  # type: ignore[arg-type]
+        nats=nats_server.settings("gateway"),
+        redis=valkey_server.settings(),
+        blobs=BlobSettings(store=f"file://{folder / 'blobs'}", inline_limit_bytes=64 * 1024),
+    )
+
+
+@asynccontextmanager
+async def _in_background(running: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(running)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _Worker:
+    """The smallest thing that keeps the contract of `docs/MESSAGES.md`."""
+
+    def __init__(self, stand: Stand, connection: NatsConnection, requests: Requests) -> None:
+        self._stand = stand
+        self._connection = connection
+        self._settler = Settler(connection, requests)
+        self._deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
+
+    async def run(self, cards: Sequence[ModelCard]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for card in cards:
+                for lane in Lane:
+                    consumer = PullConsumer(
+                        self._connection,
+                        lane.stream,
+                        consumer_name(card.name, lane),
+                        room=lambda: 500,
+                        on_delivery=self._deliveries.put_nowait,
+                    )
+                    tasks.create_task(consumer.run())
+            while True:
+                await self._answer(await self._deliveries.get())
+
+    async def _answer(self, delivery: Delivery) -> None:
+        headers = read_headers(delivery.headers, fallback_id="none")
+        request = decode_request(delivery.body, headers.content_type)
+        if isinstance(request, BlobRef):
+            body = await self._stand.blobs.get(headers.tenant, request)
+            request = decode_request(body, headers.content_type)
+        assert isinstance(request, InferRequest)
+        self._stand.seen.append((headers, request))
+        outcome = self._stand.behaviour(request)
+        if outcome is None:
+            return
+        reply = failure_of(outcome, headers.id) if isinstance(outcome, InferenceError) else outcome
+        body = encode_reply(reply)
+        if len(body) > self._stand.blobs.inline_limit_bytes:
+            body = encode_blob_ref(await self._stand.blobs.put(headers.tenant, body))
+        if headers.job is not None:
+            failed = item_state_of(outcome.code) if isinstance(outcome, InferenceError) else None
+            await self._stand.results.write(
+                headers.tenant,
+                headers.job,
+                headers.item,
+                state=failed or ItemState.SUCCEEDED,
+                body=body,
+                attempts=delivery.attempt,
+            )
+        if headers.reply_to is not None:
+            await send_reply(self._connection, headers.reply_to, body)
+        await self._settler.ack(delivery)
