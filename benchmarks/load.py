@@ -7,6 +7,7 @@ only, for a bounded time, and counts every answer that is not the expected statu
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import cast
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -60,8 +61,7 @@ class _Connection(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._send()
 
     def data_received(self, data: bytes) -> None:
