@@ -71,6 +71,7 @@ class Plan:
             nats=f"nats://{LOOPBACK}:{self.ports[NATS]}",
             redis=f"redis://{LOOPBACK}:{self.ports[VALKEY]}/0",
             nats_monitoring=f"http://{LOOPBACK}:{self.ports[MONITORING]}",
+            models=str(self.models),
             pid=os.getpid(),
         )
 

@@ -33,12 +33,13 @@ class BadFolder(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where the servers of a running `up` listen. Without passwords; those are in secrets.env."""
+    """Where the parts of a running `up` are. Without passwords; those are in secrets.env."""
 
     gateway: str
     nats: str
     redis: str
     nats_monitoring: str
+    models: str  # the repository, a folder
     pid: int
 
 

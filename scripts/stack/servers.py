@@ -9,8 +9,7 @@ from pathlib import Path
 
 import infra
 
-NATS_ROLES = ("gateway", "worker", "scheduler", "publisher", "monitor")
-NATS_PASSWORDS = (*NATS_ROLES, "sys")
+NATS_PASSWORDS = ("gateway", "worker", "scheduler", "publisher", "monitor", "sys")
 _INFRA = Path(infra.__file__).parent
 
 

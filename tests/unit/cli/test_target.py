@@ -13,7 +13,7 @@ from scripts.stack.folder import DataFolder, Endpoints
 def folder(tmp_path: Path) -> DataFolder:
     folder = DataFolder(tmp_path)
     folder.secrets_file.write_text("API_KEY=of-the-folder\n")
-    folder.announce(Endpoints("http://127.0.0.1:1", "nats://n", "redis://r", "http://m", 1))
+    folder.announce(Endpoints("http://127.0.0.1:1", "nats://n", "redis://r", "http://m", "/models", 1))
     return folder
 
 

@@ -8,7 +8,12 @@ import pytest
 from scripts.stack.folder import BadFolder, DataFolder, Endpoints, FolderInUse, api_keys
 
 ENDPOINTS = Endpoints(
-    "http://127.0.0.1:1", "nats://127.0.0.1:2", "redis://127.0.0.1:3/0", "http://127.0.0.1:4", 5
+    gateway="http://127.0.0.1:1",
+    nats="nats://127.0.0.1:2",
+    redis="redis://127.0.0.1:3/0",
+    nats_monitoring="http://127.0.0.1:4",
+    models="/models",
+    pid=5,
 )
 
 
