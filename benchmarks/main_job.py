@@ -122,11 +122,11 @@ async def _saturation_rows(stack: Stack, repository: Path, scale: float) -> list
 
 def _bulk_rows(found: bulk_job.BulkJob) -> list[Row]:
     share = found.lines_per_s / found.bare_items_per_s
+    times = f"upload {found.upload_s:.1f} s, read back {found.read_s:.1f} s"
     return [
         Row(
             f"job of {found.lines:,} lines",
-            f"{found.lines_per_s:.0f} lines/s, upload {found.upload_s:.1f} s, read back {found.read_s:.1f} s; "
-            f"{share:.3f} of the bare identity engine",
+            f"{found.lines_per_s:.0f} lines/s ({times}); {share:.3f} of the bare identity engine",
             "every line succeeds",
             found.read_lines == found.lines,
         ),
