@@ -57,6 +57,7 @@ def running_stack(data: Path, repository: Path, **environment: str) -> Iterator[
         "-m",
         "scripts.cli",
         "up",
+        "--free-ports",
         "--data",
         str(data),
         "--model-repository",

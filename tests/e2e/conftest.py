@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from benchmarks.stack import Stack, running_stack
@@ -36,6 +37,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterato
     """The running stack."""
     with running_stack(tmp_path_factory.mktemp("up") / "data", repository) as running:
         yield running
+
+
+@pytest.fixture
+def http(stack: Stack) -> Iterator[httpx.Client]:
+    """A client of the stack's gateway, with its key."""
+    with httpx.Client(base_url=stack.url, headers=stack.auth, timeout=60) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

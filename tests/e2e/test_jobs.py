@@ -15,11 +15,6 @@ pytestmark = pytest.mark.e2e
 FINAL = ("succeeded", "failed", "cancelled", "expired")
 
 
-@pytest.fixture
-def http(stack: Stack) -> httpx.Client:
-    return httpx.Client(base_url=stack.url, headers=stack.auth, timeout=60)
-
-
 def line(number: int) -> str:
     return json.dumps({"inputs": {"x": [[float(number), 1.0, 2.0, 3.0]]}})
 

@@ -25,14 +25,10 @@ FILE = Path(__file__)
 
 
 @pytest.fixture
-def http(stack: Stack) -> httpx.Client:
-    return httpx.Client(base_url=stack.url, headers=stack.auth, timeout=30)
-
-
-@pytest.fixture
 def expected(http: httpx.Client) -> list[Any]:
     """The labels and scores that a raw body gets."""
-    answer = http.post(f"/v1/predict?model={MODEL}", content=FILE.read_bytes())
+    headers = {"Content-Type": "application/octet-stream"}
+    answer = http.post(f"/v1/predict?model={MODEL}", content=FILE.read_bytes(), headers=headers)
     assert answer.status_code == 200, answer.text
     return labels_and_scores(answer.json())
 
