@@ -158,7 +158,7 @@ def _worker(plan: Plan, name: str) -> ChildSpec:
         role="worker",
         command=_service("workers"),
         environment={**_common(plan, "worker"), "WORKER_METRICS_PORT": str(port)},
-        stage=2,
+        stage=1,
         is_ready=http_ready(f"http://{LOOPBACK}:{port}/health/ready"),
         ready_within_s=300,  # loading models takes what it takes
         stop_grace_s=30,
@@ -177,7 +177,7 @@ def _gateway(plan: Plan) -> ChildSpec:
             "GATEWAY_PROCESSES": str(plan.options.gateway_processes),
             "API_KEYS": api_keys(plan.secrets),
         },
-        stage=2,
+        stage=1,
         is_ready=http_ready(f"{plan.gateway_url}/health/ready"),
         stop_grace_s=30,
         where=plan.gateway_url,

@@ -24,9 +24,9 @@ def by_name(plan: Plan) -> dict[str, ChildSpec]:
     return {spec.name: spec for spec in embedded_specs(plan)}
 
 
-def test_servers_start_before_the_scheduler_and_it_before_the_rest(tmp_path: Path) -> None:
+def test_the_servers_start_before_the_services(tmp_path: Path) -> None:
     stages = {spec.name: spec.stage for spec in embedded_specs(a_plan(tmp_path, workers=2))}
-    assert stages == {"nats": 0, "valkey": 0, "scheduler": 1, "worker-1": 2, "worker-2": 2, "gateway": 2}
+    assert stages == {"nats": 0, "valkey": 0, "scheduler": 1, "worker-1": 1, "worker-2": 1, "gateway": 1}
 
 
 @pytest.mark.parametrize("role", ["gateway", "worker", "scheduler"])
