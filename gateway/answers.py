@@ -5,12 +5,15 @@ from typing import Any
 
 from litestar import Response
 
-from gateway.parsing import off_loop
+from gateway.parsing import JSONL, off_loop
 from infra.connections.results import ItemRecord
+from schemas.api import JobCounts, JobStatus
 from schemas.envelope import Failure, Result, encode_reply, reply_map
 from schemas.headers import JSON, MSGPACK
+from schemas.jobs import JobRecord, JobState
 from schemas.json_tensors import tensor_to_json, write_json
 
+POLL_AFTER_S = 1
 _PREDICT_KEYS = ("id", "model", "version", "outputs", "timing")
 _ITEM_KEYS = ("model", "version", "outputs", "timing")
 _ERROR_KEYS = ("code", "message", "retryable", "field")
@@ -39,8 +42,43 @@ def item_map(record: ItemRecord, reply: Result | Failure) -> dict[str, Any]:
     return item | {"error": {key: laid_out[key] for key in _ERROR_KEYS if key in laid_out}}
 
 
+def item_line(record: ItemRecord, reply: Result | Failure) -> bytes:
+    """Write how one item ended as one line of JSONL."""
+    return write_json(item_map(record, reply)) + b"\n"
+
+
+def accepted(record: JobRecord, headers: Mapping[str, str] | None = None) -> Response[bytes]:
+    """Answer 202: the job is stored, and where to ask for it."""
+    status = JobStatus(
+        id=record.job,
+        model=record.model,
+        state=JobState.QUEUED,
+        counts=JobCounts(total=record.items, pending=record.items),
+        created_at=record.created_at,
+        metadata=record.metadata,
+    )
+    location = {"location": f"/v1/jobs/{record.job}"}
+    return job_response(status, status_code=202, headers=location | dict(headers or {}))
+
+
+def job_response(
+    status: JobStatus, *, status_code: int = 200, headers: Mapping[str, str] | None = None
+) -> Response[bytes]:
+    """Answer with a job's status, and when to ask again if that can still change."""
+    again = {} if status.state.final else {"retry-after": str(POLL_AFTER_S)}
+    body = status.model_dump(exclude_none=True)
+    return json_response(body, status=status_code, headers=again | dict(headers or {}))
+
+
 def json_response(
     value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response[bytes]:
-    """Answer with any JSON value or pydantic model."""
-    return Response(write_json(value), status_code=status, media_type=JSON, headers=headers)
+    """Answer with any JSON value or pydantic model; bytes are JSON already."""
+    body = value if isinstance(value, bytes) else write_json(value)
+    return Response(body, status_code=status, media_type=JSON, headers=headers)
+
+
+def wants_lines(headers: Mapping[str, str]) -> bool:
+    """Say whether the caller asks for JSONL."""
+    accept = headers.get("accept", "")
+    return any(media in accept for media in JSONL)

@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from litestar import Request
 from litestar.exceptions import InternalServerException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from gateway import metrics
 from gateway.errors import ClientGone
@@ -25,6 +26,8 @@ async def body_chunks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
                 yield chunk
     except InternalServerException as error:  # what Litestar makes of a disconnect
         raise ClientGone from error
+    except RequestEntityTooLarge as error:
+        raise too_large(request.route_handler.resolve_request_max_body_size()) from error
 
 
 async def read_body(request: Request[Any, Any, Any], *, max_bytes: int) -> bytes:
@@ -41,7 +44,7 @@ async def read_body(request: Request[Any, Any, Any], *, max_bytes: int) -> bytes
     return b"".join(chunks)
 
 
-def too_large(max_bytes: int) -> TooLarge:
+def too_large(max_bytes: int | None) -> TooLarge:
     """Say what the limit of a body is."""
     return TooLarge(f"the body is over the limit of {max_bytes} bytes", field="body")
 

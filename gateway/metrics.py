@@ -30,9 +30,7 @@ requests_in_flight = Gauge(
     "model_serving_requests_in_flight", "HTTP requests being served now", multiprocess_mode="livesum"
 )
 rejections_total = Counter("model_serving_rejections", "Requests refused before they were stored", ["reason"])
-job_items_total = Counter(
-    "model_serving_job_items", "Items of jobs by what became of their line", ["outcome"]
-)
+bad_lines_total = Counter("model_serving_bad_lines", "Lines of uploads that were no request")
 payload_offloads_total = Counter(
     "model_serving_payload_offloads", "Bodies that went through the blob store", ["direction"]
 )

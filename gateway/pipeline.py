@@ -9,6 +9,7 @@ from gateway.acks import check_stored
 from infra.connections.requests import Question, Requests, read_pub_ack
 from schemas.errors import Overloaded, Unavailable
 
+MAX_UNANSWERED_BYTES = 32 << 20
 _DELAYS_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -22,7 +23,7 @@ class Message:
 
 
 class Pipeline:
-    """At most `window` messages are on their way at any time.
+    """At most `window` messages, and MAX_UNANSWERED_BYTES, are on their way at any time.
 
     A message that is refused for want of room, or whose fate is unknown, is tried again for up to
     `patience_s`; meanwhile nothing else is published, so the caller is slowed down to what the queue takes.
@@ -36,10 +37,11 @@ class Pipeline:
         self._ack_timeout_s = ack_timeout_s
         self._patience_s = patience_s
         self._unanswered: deque[tuple[Message, Question]] = deque()
+        self._unanswered_bytes = 0
 
     async def add(self, message: Message) -> None:
         """Publish, awaiting the oldest PubAck if the window is full. Raises as `finish` does."""
-        if len(self._unanswered) >= self._window:
+        while len(self._unanswered) >= self._window or self._unanswered_bytes > MAX_UNANSWERED_BYTES:
             await self._settle_oldest()
         try:
             question = await self._begin(message)
@@ -47,6 +49,7 @@ class Pipeline:
             await self._try_again(message, error)
         else:
             self._unanswered.append((message, question))
+            self._unanswered_bytes += len(message.body)
 
     async def finish(self) -> None:
         """Return when every message is stored. Raises Overloaded, Unavailable or TooLarge."""
@@ -65,6 +68,7 @@ class Pipeline:
 
     async def _settle_oldest(self) -> None:
         message, question = self._unanswered.popleft()
+        self._unanswered_bytes -= len(message.body)
         try:
             await self._check(question)
         except (Overloaded, Unavailable) as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 from litestar import Request, Response
 
-from gateway.answers import json_response, predict_response
+from gateway.answers import accepted, predict_response
 from gateway.bodies import Envelopes, read_body
 from gateway.call import Call, call_of
 from gateway.catalogue import Catalogue
@@ -14,11 +14,7 @@ from gateway.parsing import Asked, media_type, read_predict
 from gateway.prefer import Preference, read_preference
 from gateway.submission import NewJob, Submission
 from infra.connections.replies import ReplyInbox
-from schemas.api import JobCounts, JobStatus
 from schemas.envelope import Result, error_of
-from schemas.jobs import JobRecord, JobState
-
-POLL_AFTER_S = 1
 
 
 class Predictions:
@@ -78,17 +74,3 @@ class Predictions:
         if isinstance(answer, Result):
             return answer
         raise error_of(answer)
-
-
-def accepted(record: JobRecord, headers: dict[str, str] | None = None) -> Response[bytes]:
-    """Answer 202: the job is stored, and where to ask for it."""
-    status = JobStatus(
-        id=record.job,
-        model=record.model,
-        state=JobState.QUEUED,
-        counts=JobCounts(total=record.items, pending=record.items),
-        created_at=record.created_at,
-        metadata=record.metadata,
-    )
-    location = {"location": f"/v1/jobs/{record.job}", "retry-after": str(POLL_AFTER_S)}
-    return json_response(status, status=202, headers=location | (headers or {}))

@@ -1,0 +1,150 @@
+"""What the gateway is made of, and in which order that opens and closes."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from gateway.bodies import Envelopes
+from gateway.cancellation import Cancellation
+from gateway.catalogue import Catalogue
+from gateway.dispatch import Dispatcher, QueueDispatcher
+from gateway.health import Checks
+from gateway.intake import JobIntake
+from gateway.jobs import JobBook
+from gateway.predictions import Predictions
+from gateway.settings import GatewaySettings, Settings
+from gateway.submission import Submission
+from gateway.uploads import UploadLimits, Uploads
+from infra.connections.blobs import open_blobs
+from infra.connections.clients import NatsConnection, Role, open_nats, open_redis
+from infra.connections.jobs import Jobs
+from infra.connections.placement import Placement
+from infra.connections.replies import ReplyInbox
+from infra.connections.requests import Requests
+from infra.connections.results import Results
+
+log = structlog.get_logger()
+
+START_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers are given."""
+
+    catalogue: Catalogue
+    predictions: Predictions
+    intake: JobIntake
+    book: JobBook
+    checks: Checks
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """The gateway's ends of NATS, open."""
+
+    connection: NatsConnection
+    requests: Requests
+    inbox: ReplyInbox
+    jobs: Jobs
+    results: Results
+    timeout_s: float
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, dispatcher: Dispatcher | None) -> AsyncIterator[Services]:
+    """Open every connection and start what runs beside the requests. Raises TimeoutError without NATS.
+
+    `dispatcher`, if given, takes the place of the queue for live requests.
+    """
+    async with (
+        _open_queue(settings) as queue,
+        open_redis(settings.redis) as redis,
+        _running() as tasks,
+    ):
+        envelopes = Envelopes(open_blobs(settings.blobs), tasks)
+        catalogue = Catalogue(Placement(redis))
+        await catalogue.refresh()
+        live = QueueDispatcher(
+            queue.connection, queue.requests, queue.inbox, envelopes, ack_timeout_s=queue.timeout_s
+        )
+        endless = [
+            tasks.create_task(live.keep_waiting_ones_published(), name="publish again"),
+            tasks.create_task(catalogue.keep_fresh(), name="catalogue"),
+        ]
+        yield _assemble(
+            settings.gateway, queue, catalogue, envelopes, dispatcher=dispatcher or live, tasks=tasks
+        )
+        for task in endless:
+            task.cancel()
+
+
+def _assemble(
+    settings: GatewaySettings,
+    queue: _Queue,
+    catalogue: Catalogue,
+    envelopes: Envelopes,
+    *,
+    dispatcher: Dispatcher,
+    tasks: asyncio.TaskGroup,
+) -> Services:
+    window, jobs, results = settings.publish_window, queue.jobs, queue.results
+    submission = Submission(queue.requests, jobs, envelopes, window=window, ack_timeout_s=queue.timeout_s)
+    cancellation = Cancellation(jobs, results, tasks, window=window)
+    limits = UploadLimits(max_line_bytes=settings.max_line_bytes, max_items=settings.max_job_items)
+    uploads = Uploads(submission, jobs, results, cancellation, limits)
+    return Services(
+        catalogue=catalogue,
+        predictions=Predictions(
+            catalogue,
+            dispatcher,
+            submission,
+            queue.inbox,
+            envelopes,
+            max_body_bytes=settings.max_body_bytes,
+            default_timeout_s=settings.default_timeout_s,
+        ),
+        intake=JobIntake(
+            catalogue,
+            submission,
+            uploads,
+            max_body_bytes=settings.max_body_bytes,
+            max_items=settings.max_job_items,
+        ),
+        book=JobBook(jobs, results, envelopes, cancellation),
+        checks=Checks(queue.connection, catalogue),
+    )
+
+
+@asynccontextmanager
+async def _open_queue(settings: Settings) -> AsyncIterator[_Queue]:
+    """Open NATS, but do not wait for it for ever: a process that never starts does not hear SIGTERM."""
+    async with (
+        asyncio.timeout(START_TIMEOUT_S) as patience,
+        open_nats(settings.nats, Role.GATEWAY) as connection,
+    ):
+        timeout_s = settings.nats.ack_timeout_s
+        requests = Requests(connection, timeout_s=timeout_s)
+        inbox = ReplyInbox(connection)
+        await requests.open()
+        await inbox.open()
+        patience.reschedule(None)
+        jobs = Jobs(connection, requests, timeout_s=timeout_s)
+        results = Results(connection, requests, timeout_s=timeout_s)
+        yield _Queue(connection, requests, inbox, jobs, results, timeout_s)
+
+
+@asynccontextmanager
+async def _running() -> AsyncIterator[asyncio.TaskGroup]:
+    """Own the background tasks; one that fails ends the process, because nothing else would notice."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except* Exception as failed:
+        log.error("background task failed", exc_info=failed.exceptions[0])
+        os.kill(os.getpid(), signal.SIGTERM)
