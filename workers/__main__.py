@@ -24,6 +24,7 @@ from infra.connections.results import Results
 from infra.connections.settings import BlobSettings, LogSettings, NatsSettings, RedisSettings, StreamSettings
 from infra.connections.telemetry import OperationsServer, configure_logging
 from schemas.errors import ModelUnavailable
+from schemas.subjects import Lane
 from workers import metrics
 from workers.answers import Outlets
 from workers.engines.base import DeviceLost
@@ -92,7 +93,7 @@ async def _serve(
             models,
             around,
             device=settings.device,
-            ack_wait_s=streams.ack_wait_s,
+            ack_wait_s={lane: streams.ack_wait_of(lane) for lane in Lane},
             max_deliver=streams.max_deliver,
         )
         return await _run_until_told(worker, settings)

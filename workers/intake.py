@@ -6,7 +6,7 @@ threads, while the batch before them runs. What can not run is answered here and
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -125,9 +125,9 @@ class Intake:
             self._held_by_lane[lane] -= 1
             self.consumers[lane].top_up()
 
-    async def extend(self) -> None:
-        """Start the lease of everything in hand anew."""
-        for _, delivery in list(self._held.values()):
+    async def extend(self, lanes: Collection[Lane]) -> None:
+        """Start the lease anew of everything in hand on `lanes`."""
+        for delivery in [delivery for lane, delivery in self._held.values() if lane in lanes]:
             await self._sources.settler.in_progress(delivery)
 
     def _consumer(self, lane: Lane) -> PullConsumer:

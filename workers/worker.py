@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from infra.connections.requests import ApiError
 from infra.connections.telemetry import HealthReport
 from schemas.errors import Unavailable
 from schemas.placement import HEARTBEAT_S, WorkerState, WorkerStatus
+from schemas.subjects import Lane
 from workers import metrics
 from workers.answers import Answers, Outlets
 from workers.intake import Intake, IntakeSources, PreparedRequest
@@ -89,7 +90,7 @@ class Worker:
         around: Surroundings,
         *,
         device: str,
-        ack_wait_s: float,
+        ack_wait_s: Mapping[Lane, float],
         max_deliver: int,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{around.connection.instance}"
@@ -146,14 +147,20 @@ class Worker:
 
     async def _keep_leases(self) -> None:
         """Extend what is in hand at a third of ack_wait, but not for an engine that makes no progress."""
+        extended_s = dict.fromkeys(Lane, time.monotonic())
         while True:
-            await asyncio.sleep(self._ack_wait_s / 3)
+            await asyncio.sleep(min(self._ack_wait_s.values()) / 3)
+            now_s = time.monotonic()
+            due = [
+                lane for lane, wait_s in self._ack_wait_s.items() if now_s - extended_s[lane] >= wait_s / 4
+            ]
+            extended_s |= dict.fromkeys(due, now_s)
             for served in self._served:
                 metrics.in_hand.labels(served.model.name).set(served.intake.held)
-                if served.runner.is_stuck(time.monotonic()):
+                if served.runner.is_stuck(now_s):
                     continue
                 try:
-                    await served.intake.extend()
+                    await served.intake.extend(due)
                 except Unavailable:
                     log.warning("leases not extended", model=served.model.name)
 

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.subjects import Lane
+
 
 class NatsSettings(BaseSettings):
     """How to reach NATS, from `NATS_*`."""
@@ -47,10 +49,17 @@ class StreamSettings(BaseSettings):
     ack_wait_s: float = Field(
         default=30, ge=1, description="a delivery not extended for so long is delivered again"
     )
+    live_ack_wait_s: float = Field(
+        default=5, ge=1, description="the same for callers who wait, so a dead worker costs them seconds"
+    )
     max_deliver: int = Field(default=3, ge=1, le=100, description="starts of one request, at most")
     max_ack_pending: int = Field(
         default=2000, ge=1, description="deliveries in hand of all workers of a model and lane"
     )
+
+    def ack_wait_of(self, lane: Lane) -> float:
+        """Return how long a delivery on `lane` may go without being extended, seconds."""
+        return self.live_ack_wait_s if lane is Lane.LIVE else self.ack_wait_s
 
 
 class RedisSettings(BaseSettings):

@@ -121,7 +121,7 @@ def consumer_config(model: str, lane: Lane, settings: StreamSettings) -> dict[st
         "filter_subject": infer_subject(model, lane),
         "ack_policy": "explicit",
         "deliver_policy": "all",
-        "ack_wait": int(settings.ack_wait_s * _NS),
+        "ack_wait": int(settings.ack_wait_of(lane) * _NS),
         "max_deliver": settings.max_deliver,
         "max_ack_pending": settings.max_ack_pending,
         "max_waiting": 2048,

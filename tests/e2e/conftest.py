@@ -15,9 +15,9 @@ from tests.servers import missing
 
 
 def example_models() -> Path | None:
-    """Where `scripts/examples` has exported to, as EXAMPLE_MODELS says."""
-    folder = Path(os.environ.get("EXAMPLE_MODELS", "build/examples/models"))
-    return folder if folder.is_dir() else None
+    """Where `scripts/examples` has exported to: EXAMPLE_MODELS, or its own default."""
+    folder = Path(os.environ.get("EXAMPLE_MODELS", ".model-serving/models"))
+    return folder if (folder / "efficientnet-lite0").is_dir() else None
 
 
 @pytest.fixture(scope="session")
@@ -51,5 +51,5 @@ def samples() -> Path:
     """The sample photos that `scripts/examples` lays beside its models."""
     models = example_models()
     if models is None:
-        missing("the example models are not there: run scripts/examples build/examples/models")
+        missing("the example models are not there: run scripts/examples")
     return models.parent / "samples"
