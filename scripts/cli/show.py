@@ -8,9 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 _WIDTH_IN_FILES = 120
+_JOB_WIDTH = 32  # an id that is cut short can not be copied
 
 
 class Output(StrEnum):
@@ -69,11 +70,11 @@ def show_jobs(jobs: Sequence[Mapping[str, Any]], output: Output) -> None:
     if output is Output.JSON:
         show_json(jobs)
         return
-    table = Table("job", "model", "state", "items", "succeeded", "failed", "pending", "created")
+    table = Table(Column("job", no_wrap=True, min_width=_JOB_WIDTH), "model", "state", "items", "", "created")
     for job in jobs:
         counts = job["counts"]
-        numbers = [str(counts.get(name, 0)) for name in ("total", "succeeded", "failed", "pending")]
-        table.add_row(job["id"], job["model"], job["state"], *numbers, _when(job["created_at"]))
+        created = _when(job["created_at"])
+        table.add_row(job["id"], job["model"], job["state"], str(counts["total"]), _tally(counts), created)
     console().print(table)
 
 
@@ -103,5 +104,11 @@ def _size(size: int) -> str:
     return "?" if size < 0 else str(size)
 
 
-def _when(unix_s: float) -> str:
+def _tally(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {state}" for state, n in counts.items() if n and state != "total")
+
+
+def _when(unix_s: float | None) -> str:
+    if unix_s is None:  # a job that was published on NATS directly
+        return ""
     return datetime.fromtimestamp(unix_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
