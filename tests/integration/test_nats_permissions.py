@@ -7,7 +7,6 @@ nats-py 2.16 writes the ping of a flush ahead of what it has pending.
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -220,27 +219,6 @@ async def test_a_role_may_not_hear_others(nats_server: NatsServer, role: str, su
     async with connected(nats_server, role) as caller:
         await caller.client.subscribe(subject)
         assert await caller.is_refused()
-
-
-def login(server: NatsServer, **credentials: str) -> bytes:
-    """Log in by hand and return the server's verdict; nats-py leaks its socket when it is refused."""
-    options = json.dumps({"verbose": False, **credentials})
-    address = ("127.0.0.1", server.port)
-    with socket.create_connection(address, timeout=10) as connection, connection.makefile("rb") as reader:
-        reader.readline()  # INFO
-        connection.sendall(f"CONNECT {options}\r\nPING\r\n".encode())
-        return reader.readline().strip()
-
-
-@pytest.mark.parametrize("role", [*ROLES, "sys"])
-def test_only_the_right_password_opens_a_connection(nats_server: NatsServer, role: str) -> None:
-    right = {"user": role, "pass": nats_server.passwords[role]}
-    assert login(nats_server, **right) == b"PONG"
-    assert login(nats_server, **{**right, "pass": "wrong"}) == b"-ERR 'Authorization Violation'"
-
-
-def test_an_unnamed_client_is_refused(nats_server: NatsServer) -> None:
-    assert login(nats_server) == b"-ERR 'Authorization Violation'"
 
 
 async def test_a_request_goes_from_publisher_through_worker_and_back(streams: NatsServer) -> None:
