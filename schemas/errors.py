@@ -26,6 +26,8 @@ This module knows nothing of HTTP or NATS: each transport owns one table from `E
 from enum import StrEnum
 from typing import ClassVar
 
+MAX_FIELD_CHARS = 300
+
 
 class ErrorCode(StrEnum):
     """The public, stable name of a kind of error."""
@@ -62,7 +64,7 @@ class InferenceError(Exception):
     def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.field = field
+        self.field = None if field is None else field[:MAX_FIELD_CHARS]  # it may hold a key of the caller's
         self.retry_after_s = retry_after_s
 
 

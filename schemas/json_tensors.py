@@ -20,9 +20,9 @@ from schemas.tensors import (
     BYTES,
     DTYPES,
     MAX_NAME_CHARS,
-    MAX_RANK,
     Array,
     Tensor,
+    check_shape,
     element_count,
     from_array,
     pack_bytes,
@@ -31,6 +31,8 @@ from schemas.tensors import (
 
 _KEYS = frozenset({"name", "dtype", "shape", "data", "base64"})
 _KINDS = {"f": "numbers", "i": "whole numbers", "u": "whole numbers", "b": "booleans"}
+_TYPES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
+_NAMED_FLOATS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def read_json(body: bytes) -> Any:
@@ -59,8 +61,8 @@ def tensor_from_json(raw: Any, *, spec: TensorSpec | None, field: str) -> Tensor
         raise InvalidInput(f"must be a string of 1 to {MAX_NAME_CHARS} characters", field=f"{field}.name")
     dtype = raw.get("dtype", spec.dtype if spec else None)
     if dtype not in DTYPES:
-        what = "is missing, and the model does not say it" if dtype is None else "must be"
-        raise InvalidInput(f"{what}; one of {', '.join(DTYPES)}", field=f"{field}.dtype")
+        missing = "is missing, and the model does not say it; " if dtype is None else ""
+        raise InvalidInput(f"{missing}must be one of {', '.join(DTYPES)}", field=f"{field}.dtype")
     shape = _shape(raw.get("shape"), field=field)
     if "base64" in raw:
         if "data" in raw:
@@ -95,10 +97,9 @@ def _shape(raw: Any, *, field: str) -> tuple[int, ...] | None:
     whole = isinstance(raw, list) and all(
         isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in raw
     )
-    if not whole or len(raw) > MAX_RANK:
-        raise InvalidInput(
-            f"must be a list of at most {MAX_RANK} whole numbers, none negative", field=f"{field}.shape"
-        )
+    if not whole:
+        raise InvalidInput("must be a list of whole numbers, none negative", field=f"{field}.shape")
+    check_shape(raw, field=f"{field}.shape")
     return tuple(raw)
 
 
@@ -110,7 +111,7 @@ def _from_base64(name: str, dtype: str, shape: tuple[int, ...] | None, raw: Any,
     if dtype == BYTES:
         if shape is not None and element_count(shape) != 1:
             raise InvalidInput("base64 holds one element; use data for several", field=f"{field}.shape")
-        return Tensor(name, BYTES, shape or (1,), pack_bytes([data]))
+        return Tensor(name, BYTES, (1,) if shape is None else shape, pack_bytes([data]))
     if shape is None:
         raise InvalidInput("is needed beside base64", field=f"{field}.shape")
     return Tensor(name, dtype, shape, data)  # `check_tensor` compares shape and length
@@ -141,37 +142,38 @@ def _flatten_strings(data: Any, *, field: str) -> tuple[list[str], tuple[int, ..
 
 def _from_numbers(name: str, dtype: str, shape: tuple[int, ...] | None, data: Any, *, field: str) -> Tensor:
     try:
-        loose = np.array(data)
+        # As objects: left to itself, numpy pads a list of strings to its longest, takes true for 1, and
+        # makes floats of large whole numbers.
+        objects = np.array(data, dtype=object)
     except ValueError as error:
         raise InvalidInput("must not be ragged", field=f"{field}.data") from error
-    array = _cast(loose, data, dtype, field=field)
+    array = _cast(objects, dtype, field=field)
     _check_count(shape, array.size, field=field)
     return from_array(name, array if shape is None else array.reshape(shape))
 
 
-def _cast(loose: Array, data: Any, dtype: str, *, field: str) -> Array:
+def _cast(objects: Array, dtype: str, *, field: str) -> Array:
+    """Convert to `dtype` what fits it; among floats the strings "NaN", "Infinity" and "-Infinity" do."""
     kind = np.dtype(dtype).kind
-    fits = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[kind]
-    if loose.size == 0 or loose.dtype.kind in fits:
-        try:
-            return np.asarray(data, dtype=dtype)
-        except OverflowError as error:
-            raise InvalidInput(
-                f"holds a number out of the range of {dtype}", field=f"{field}.data"
-            ) from error
-    if kind == "f" and loose.dtype.kind in "UO":
-        return _with_named_floats(loose, data, dtype, field=field)
-    raise InvalidInput(f"must hold {_KINDS[kind]}, for dtype {dtype}", field=f"{field}.data")
-
-
-def _with_named_floats(loose: Array, data: Any, dtype: str, *, field: str) -> Array:
-    """Read floats among which the strings "NaN", "Infinity" and "-Infinity" stand."""
-    named = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-    objects = np.array(data, dtype=object)
-    values = [named.get(v, v) if isinstance(v, str) else v for v in objects.ravel().tolist()]
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
-        raise InvalidInput(f"must hold numbers, for dtype {dtype}", field=f"{field}.data")
-    return np.array(values, dtype=dtype).reshape(objects.shape)
+    values = objects.ravel().tolist()
+    types = set(map(type, values))
+    named = 0
+    if kind == "f" and str in types:
+        named = sum(isinstance(v, str) and v in _NAMED_FLOATS for v in values)
+        values = [_NAMED_FLOATS.get(v, v) if isinstance(v, str) else v for v in values]
+        types = set(map(type, values))
+    if list in types:
+        raise InvalidInput("must not be ragged", field=f"{field}.data")
+    if not types <= _TYPES[kind]:
+        raise InvalidInput(f"must hold {_KINDS[kind]}, for dtype {dtype}", field=f"{field}.data")
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=dtype).reshape(objects.shape)
+    except OverflowError as error:
+        raise InvalidInput(f"holds a number out of the range of {dtype}", field=f"{field}.data") from error
+    if kind == "f" and np.count_nonzero(~np.isfinite(array)) > named:
+        raise InvalidInput(f"holds a number out of the range of {dtype}", field=f"{field}.data")
+    return array
 
 
 def _check_count(shape: tuple[int, ...] | None, got: int, *, field: str) -> None:

@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 
 MAX_RANK = 16
 MAX_NAME_CHARS = 256
+MAX_ELEMENTS = 1 << 40  # also of a tensor without elements: numpy can not lay out a shape of [0, 2**62]
 BYTES = "bytes"
 ITEM_BYTES = {
     "bool": 1,
@@ -66,12 +67,7 @@ def check_tensor(tensor: Tensor, *, field: str) -> None:
     """
     if tensor.dtype not in DTYPES:
         raise InvalidInput(f"must be one of {', '.join(DTYPES)}", field=f"{field}.dtype")
-    if len(tensor.shape) > MAX_RANK:
-        raise InvalidInput(
-            f"has {len(tensor.shape)} dimensions, at most {MAX_RANK} are allowed", field=f"{field}.shape"
-        )
-    if any(n < 0 for n in tensor.shape):
-        raise InvalidInput("must not hold negative sizes", field=f"{field}.shape")
+    check_shape(tensor.shape, field=f"{field}.shape")
     if tensor.dtype == BYTES:
         _check_bytes_elements(tensor, field=field)
         return
@@ -81,6 +77,16 @@ def check_tensor(tensor: Tensor, *, field: str) -> None:
             f"shape {list(tensor.shape)} of {tensor.dtype} needs {expected} bytes, got {len(tensor.data)}",
             field=f"{field}.data",
         )
+
+
+def check_shape(shape: Sequence[int], *, field: str) -> None:
+    """Check that an array of this shape can be laid out. Raises InvalidInput."""
+    if len(shape) > MAX_RANK:
+        raise InvalidInput(f"has {len(shape)} dimensions, at most {MAX_RANK} are allowed", field=field)
+    if any(n < 0 for n in shape):
+        raise InvalidInput("must not hold negative sizes", field=field)
+    if element_count([max(n, 1) for n in shape]) > MAX_ELEMENTS:
+        raise InvalidInput(f"is too large, at most {MAX_ELEMENTS} elements are allowed", field=field)
 
 
 def _check_bytes_elements(tensor: Tensor, *, field: str) -> None:
