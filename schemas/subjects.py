@@ -20,8 +20,9 @@ ADVISORIES_STREAM = "ADVISORIES"
 MODEL_NAME = re.compile(r"(?:[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}/)?[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 JOB_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{15,63}")
+MAX_TOKEN_CHARS = 240  # with the lane it names a consumer, for which the server takes 255
 _REPLY_SUBJECT = re.compile(r"_INBOX_(?:gateway|publisher)(?:\.[A-Za-z0-9_-]{1,64}){1,6}")
-_TOKEN = re.compile(r"[A-Za-z0-9_~-]{1,320}")
+_TOKEN = re.compile(r"[A-Za-z0-9_~-]+")
 
 
 class Lane(StrEnum):
@@ -47,6 +48,10 @@ def check_model_name(name: str, *, field: str = "model") -> str:
             "must be letters, digits, '.', '_' or '-', starting with a letter or digit, at most 128 "
             "characters, optionally as 'org/name'",
             field=field,
+        )
+    if len(model_token(name)) > MAX_TOKEN_CHARS:
+        raise InvalidInput(
+            f"is longer than {MAX_TOKEN_CHARS} characters, each '.' and '/' counted as 3", field=field
         )
     return name
 
