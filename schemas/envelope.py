@@ -23,7 +23,7 @@ T = TypeVar("T")
 WIRE_VERSION = 1
 MAX_TENSORS = 256
 
-Scalar = StrictStr | StrictBool | StrictInt | Annotated[float, Field(strict=True)] | None
+Scalar = StrictStr | StrictBool | StrictInt | Annotated[float, Field(strict=True, allow_inf_nan=False)] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class ItemState(StrEnum):
 
 
 class JobState(StrEnum):
-    """Where a job is. All but the first three are final."""
+    """Where a job is. All but the first four are final."""
 
     RECEIVING = "receiving"  # its lines are still being uploaded
     QUEUED = "queued"  # accepted; no item has ended
