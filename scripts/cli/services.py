@@ -33,6 +33,7 @@ def check() -> None:
 
 
 def _become(module: str, *, check: bool) -> NoReturn:
-    # -P: a folder called `workers` where the user stands must not take the place of ours.
-    command = [sys.executable, "-P", "-m", module, *(["--check"] if check else [])]
-    os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
+    # A folder called `workers` where the user stands must not take the place of ours.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", module, *(["--check"] if check else [])]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is wanted

@@ -194,12 +194,13 @@ def _common(plan: Plan, role: str) -> dict[str, str]:
         "BLOB_STORE": f"file://{plan.folder.blobs}",
         "MODEL_REPOSITORY": str(plan.models),
         "PYTHONUNBUFFERED": "1",
+        # A folder called `workers` where the user stands must not take the place of ours.
+        "PYTHONSAFEPATH": "1",
     }
 
 
 def _service(module: str) -> Sequence[str]:
-    # -P: a folder called `workers` where the user stands must not take the place of ours.
-    return (sys.executable, "-P", "-m", module)
+    return (sys.executable, "-m", module)
 
 
 def _stream_settings(plan: Plan) -> dict[str, str]:
