@@ -131,7 +131,8 @@ def _upload(
 ) -> dict[str, Any]:
     """Post JSONL as it is read, with a progress bar on a terminal. Returns the job."""
     columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         bar = progress.add_task("upload", total=size_bytes)
         response = client.post(
             "/v1/jobs",

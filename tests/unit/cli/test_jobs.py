@@ -27,7 +27,7 @@ def test_jsonl_is_uploaded_as_it_is(ask: Command, gateway: FakeGateway, tmp_path
     lines = b"".join(b'{"inputs": {"x": [[%d, 0]]}}\n' % i for i in range(50_000))
     (tmp_path / "in.jsonl").write_bytes(lines)
     ended = ask("jobs", "submit", "adder", "--jsonl", "in.jsonl", "--output", "json")
-    assert (ended.code, ended.json["id"]) == (0, JOB_ID)
+    assert (ended.code, ended.json["id"], ended.err) == (0, JOB_ID, "")
     asked = gateway.asked[-1]
     assert asked.body == lines
     assert asked.query == {"model": "adder"}
