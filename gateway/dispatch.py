@@ -51,12 +51,13 @@ class _Waiting:
     deadline: float
     patience: asyncio.Timeout
     question: Question | None = None
+    awaited_ack: object = None
     lost: bool = False
 
     def acknowledged(self, answer: asyncio.Future) -> None:  # type: ignore[type-arg]
         """Learn from the PubAck how long to wait; called on the loop."""
         failed = answer.cancelled() or answer.exception() is not None  # `lose` sees to a lost connection
-        if failed or self.reply.done():
+        if failed or answer is not self.awaited_ack or self.reply.done():
             return
         try:
             check_stored(read_pub_ack(answer.result()))
@@ -73,6 +74,7 @@ class _Waiting:
         """Whether it is still stored is not known any more; wait a little for that to mend."""
         if not self.reply.done():
             self.lost = True
+            self.awaited_ack = None  # one that came just before says nothing any more
             self._wait_until(min(self.deadline, now + RECONNECT_GRACE_S))
 
     def _wait_until(self, when: float) -> None:
@@ -161,6 +163,7 @@ class QueueDispatcher:
             self._requests.forget(waiting.question)
         headers = write_headers(waiting.headers)
         waiting.question = await self._requests.begin(waiting.subject, waiting.body, headers)
+        waiting.awaited_ack = waiting.question.answer
         waiting.question.answer.add_done_callback(waiting.acknowledged)
 
     def _lose_all(self) -> None:
