@@ -53,12 +53,18 @@ class Batcher(Generic[T]):
         return sum(len(waiting) for waiting in self._lanes.values())
 
     def add(self, entry: Waiting[T]) -> None:
-        """Let a request wait. A lane that was empty does not get back the turns it had no use for."""
+        """Let a request wait.
+
+        A lane that was empty does not get back the turns it had no use for. Where nothing waits, no lane
+        has a claim on another, so all start level.
+        """
         lane = self._lanes[entry.lane]
         if not lane:
             others = [self._passes[other] for other, waiting in self._lanes.items() if waiting]
             if others:
                 self._passes[entry.lane] = max(self._passes[entry.lane], min(others))
+            else:
+                self._passes = dict.fromkeys(Lane, 0.0)
         bisect.insort_right(lane, entry, key=lambda waiting: -waiting.priority)
 
     def take_expired(self, now_s: float) -> list[Waiting[T]]:
@@ -68,7 +74,8 @@ class Batcher(Generic[T]):
             late = [entry for entry in waiting if entry.deadline_s is not None and entry.deadline_s <= now_s]
             if late:
                 expired += late
-                self._lanes[lane] = [entry for entry in waiting if entry not in late]
+                gone = set(late)
+                self._lanes[lane] = [entry for entry in waiting if entry not in gone]
         return expired
 
     def ready_at(self, now_s: float, *, more_coming: bool, run_s: float = 0.0) -> float | None:
@@ -96,7 +103,16 @@ class Batcher(Generic[T]):
             self._lanes[lane] = [entry for entry in self._lanes[lane] if entry not in taken]
         for entry in batch:
             self._passes[entry.lane] += entry.items / LANE_WEIGHTS[entry.lane]
+        self._limit_leads()
         return batch
+
+    def _limit_leads(self) -> None:
+        """Let no lane be ahead by more than a batch, for it must not pay for room that no other wanted."""
+        behind = min((self._passes[lane] for lane, waiting in self._lanes.items() if waiting), default=None)
+        if behind is None:
+            return
+        for lane, weight in LANE_WEIGHTS.items():
+            self._passes[lane] = min(self._passes[lane], behind + self._limits.max_items / weight)
 
     def _compose(self) -> list[Waiting[T]]:
         """Choose the next batch without removing it."""
