@@ -36,6 +36,7 @@ class NatsConnection:
         self.instance = secrets.token_hex(8)
         self.client = Client()
         self._closing = False
+        self._last_failure = ""
         self._on_reconnect: list[Callable[[], None]] = []
         self._on_disconnect: list[Callable[[], None]] = []
 
@@ -82,8 +83,15 @@ class NatsConnection:
             notify()
 
     async def failed(self, error: Exception) -> None:
-        """Log what the client could not raise to anybody: violations, lost connections, slow consumers."""
-        log.warning("nats error", role=self.role, error=f"{type(error).__name__}: {error}")
+        """Log what the client could not raise to anybody: violations, lost connections, slow consumers.
+
+        The client tries to reconnect twice a second, and each try that fails as the last did is not news.
+        """
+        text = f"{type(error).__name__}: {error}"
+        if text == self._last_failure and not self.connected:
+            return
+        self._last_failure = text
+        log.warning("nats error", role=self.role, error=text)
 
 
 @asynccontextmanager
