@@ -1,4 +1,4 @@
-"""What becomes of a delivery: the table of `workers/settle.py`, line by line, and what holds for all of it."""
+"""What becomes of a delivery: the table of `workers/settle.py`, and what holds for all of it."""
 
 import pytest
 from hypothesis import given
@@ -110,6 +110,7 @@ OUTCOMES = st.just(RESULT) | st.sampled_from(ErrorCode).map(lambda code: ERRORS_
     malformed=st.booleans(),
 )
 def test_nothing_ends_without_a_trace(
+    *,
     outcome: Result | InferenceError,
     attempt: int,
     max_deliver: int,
