@@ -129,6 +129,11 @@ class PullConsumer:
         self._wake.set()
         subscription, self._subscription = self._subscription, None
         if subscription is not None and self._connection.connected:
+            # `drain()` alone writes its PING ahead of the UNSUB that still waits to be written, so what the
+            # server sends between the two would be dropped. After two round trips the UNSUB has been read.
+            await self._connection.client._send_unsubscribe(subscription._id)
+            await self._connection.client.flush()
+            await self._connection.client.flush()
             await subscription.drain()  # type: ignore[no-untyped-call]
 
     def top_up(self) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from schemas.headers import DEFAULT_TENANT
 from scripts.stack.servers import NATS_PASSWORDS
 
 DEFAULT_DATA = Path(".model-serving")
@@ -114,8 +115,8 @@ class DataFolder:
 
 
 def api_keys(secrets_: Mapping[str, str]) -> str:
-    """Format the gateway's API_KEYS: one key, of the tenant `local`."""
-    return f"local:{secrets_[API_KEY]}"
+    """Format the gateway's API_KEYS: one key, of the tenant that direct publishers belong to as well."""
+    return f"{DEFAULT_TENANT}:{secrets_[API_KEY]}"
 
 
 def _write_whole(path: Path, text: str, *, mode: int) -> None:

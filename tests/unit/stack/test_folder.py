@@ -32,7 +32,7 @@ def test_secrets_are_made_once_and_for_their_owner_only(folder: DataFolder) -> N
 def test_a_secret_that_the_user_wrote_stays(folder: DataFolder) -> None:
     folder.secrets_file.write_text("# mine\nAPI_KEY=chosen=by-hand\n")
     assert folder.secrets()["API_KEY"] == "chosen=by-hand"
-    assert api_keys(folder.read_secrets()) == "local:chosen=by-hand"
+    assert api_keys(folder.read_secrets()) == "public:chosen=by-hand"
 
 
 def test_a_broken_secrets_file_is_named(folder: DataFolder) -> None:
