@@ -13,7 +13,7 @@ from gateway.auth import Keys, parse_keys
 from gateway.dispatch import Dispatcher
 from gateway.errors import exception_handlers
 from gateway.front import HEALTH_PATHS, METRICS_PATH, Front
-from gateway.openapi import openapi_config
+from gateway.openapi import describe_bodies, openapi_config
 from gateway.routes import health, jobs, metrics, models, predict
 from gateway.services import Services, open_services
 from gateway.settings import GatewaySettings, Settings
@@ -64,6 +64,7 @@ def create_app(settings: Settings, *, dispatcher: Dispatcher | None = None) -> F
         request_max_body_size=settings.gateway.max_body_bytes,
         logging_config=None,
     )
+    describe_bodies(app.openapi_schema)
     return Front(app, keys=_keys(settings.gateway), open_paths=_open_paths(settings.gateway))
 
 

@@ -7,6 +7,7 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import (
     Components,
+    OpenAPI,
     OpenAPIFormat,
     OpenAPIMediaType,
     OpenAPIType,
@@ -112,21 +113,22 @@ class SubmitOperation(Operation):
 
 def openapi_config(version: str) -> OpenAPIConfig:
     """Describe the service. The page at /schema loads its scripts from a CDN; the document does not."""
-    _, bodies = models_json_schema(
-        [(PredictBody, "validation"), (JobBody, "validation"), (JobItem, "validation")], ref_template=_REFS
-    )
-    schemas: dict[str, Any] = bodies["$defs"]
+    key = SecurityScheme(type="http", scheme="bearer", description="an API key of API_KEYS")
     return OpenAPIConfig(
         title="model-serving",
         version=version,
         description="Asynchronous inference through a durable queue.",
         use_handler_docstrings=True,
-        components=Components(
-            schemas=schemas,
-            security_schemes={
-                "key": SecurityScheme(type="http", scheme="bearer", description="an API key of API_KEYS")
-            },
-        ),
+        components=Components(security_schemes={"key": key}),
         security=[{"key": []}],
         render_plugins=[ScalarRenderPlugin(path="/"), SwaggerRenderPlugin(), JsonRenderPlugin()],
     )
+
+
+def describe_bodies(document: OpenAPI) -> None:
+    """Add the bodies that handlers read themselves to what Litestar found in their signatures."""
+    _, bodies = models_json_schema(
+        [(PredictBody, "validation"), (JobBody, "validation"), (JobItem, "validation")], ref_template=_REFS
+    )
+    found: dict[str, Any] = document.components.schemas or {}  # pydantic's schemas are plain maps
+    document.components.schemas = {**bodies["$defs"], **found}

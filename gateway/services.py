@@ -30,8 +30,6 @@ from infra.connections.results import Results
 
 log = structlog.get_logger()
 
-START_TIMEOUT_S = 15.0
-
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -96,7 +94,11 @@ def _assemble(
     window, jobs, results = settings.publish_window, queue.jobs, queue.results
     submission = Submission(queue.requests, jobs, envelopes, window=window, ack_timeout_s=queue.timeout_s)
     cancellation = Cancellation(jobs, results, tasks, window=window)
-    limits = UploadLimits(max_line_bytes=settings.max_line_bytes, max_items=settings.max_job_items)
+    limits = UploadLimits(
+        max_line_bytes=settings.max_line_bytes,
+        max_items=settings.max_job_items,
+        patience_s=settings.upload_patience_s,
+    )
     uploads = Uploads(submission, jobs, results, cancellation, limits)
     return Services(
         catalogue=catalogue,
@@ -125,7 +127,7 @@ def _assemble(
 async def _open_queue(settings: Settings) -> AsyncIterator[_Queue]:
     """Open NATS, but do not wait for it for ever: a process that never starts does not hear SIGTERM."""
     async with (
-        asyncio.timeout(START_TIMEOUT_S) as patience,
+        _patience(settings.gateway.start_timeout_s) as patience,
         open_nats(settings.nats, Role.GATEWAY) as connection,
     ):
         timeout_s = settings.nats.ack_timeout_s
@@ -140,11 +142,28 @@ async def _open_queue(settings: Settings) -> AsyncIterator[_Queue]:
 
 
 @asynccontextmanager
+async def _patience(timeout_s: float) -> AsyncIterator[asyncio.Timeout]:
+    try:
+        async with asyncio.timeout(timeout_s) as patience:
+            yield patience
+    except TimeoutError:
+        log.error("nats did not answer", timeout_s=timeout_s)
+        raise
+
+
+@asynccontextmanager
 async def _running() -> AsyncIterator[asyncio.TaskGroup]:
     """Own the background tasks; one that fails ends the process, because nothing else would notice."""
+    left_by_error = False
     try:
         async with asyncio.TaskGroup() as tasks:
-            yield tasks
+            try:
+                yield tasks
+            except Exception:
+                left_by_error = True
+                raise
     except* Exception as failed:
+        if left_by_error:
+            raise
         log.error("background task failed", exc_info=failed.exceptions[0])
         os.kill(os.getpid(), signal.SIGTERM)

@@ -27,6 +27,10 @@ class GatewaySettings(BaseSettings):
     max_job_items: int = Field(default=100_000, ge=1, le=10_000_000)
     default_timeout_s: float = Field(default=30.0, gt=0, description="deadline of callers who give none")
     publish_window: int = Field(default=256, ge=1, le=4096, description="PubAcks in flight for one job")
+    upload_patience_s: float = Field(
+        default=30.0, ge=0, description="how long a full queue may stall an upload"
+    )
+    start_timeout_s: float = Field(default=15.0, gt=0, description="how long to wait for NATS at the start")
     drain_grace_s: float = Field(default=25.0, ge=0, description="must be under the pod's 30 s")
     open_metrics: bool | None = Field(
         default=None, description="serve /metrics without a key; by default on a loopback host only"

@@ -24,7 +24,6 @@ from schemas.models import ModelCard
 
 log = structlog.get_logger()
 
-FULL_QUEUE_PATIENCE_S = 30.0
 BAD_LINES_AT_ONCE = 64
 PROGRESS_S = 2.0
 
@@ -35,7 +34,7 @@ class UploadLimits:
 
     max_line_bytes: int
     max_items: int
-    full_queue_patience_s: float = FULL_QUEUE_PATIENCE_S
+    patience_s: float  # with a queue that is full
 
 
 class Uploads:
@@ -126,7 +125,7 @@ class _Upload:
         self._limits = limits
         self._card = card
         self._cutter = LineCutter(limits.max_line_bytes)
-        self._pipeline = submission.pipeline(patience_s=limits.full_queue_patience_s)
+        self._pipeline = submission.pipeline(patience_s=limits.patience_s)
         self._refused: list[tuple[int, Failure]] = []
 
     async def feed(self, chunk: bytes) -> None:

@@ -1,12 +1,15 @@
 """A gateway in this process over real servers, and a worker of the tests' own that answers for a model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import httpx
+from nats.aio.client import Client
 from pydantic import SecretStr
 
 from gateway.app import create_app
@@ -30,7 +33,7 @@ from schemas.envelope import (
     encode_reply,
     failure_of,
 )
-from schemas.errors import InferenceError
+from schemas.errors import InferenceError, Unavailable
 from schemas.headers import RequestHeaders, read_headers
 from schemas.jobs import ItemState, item_state_of
 from schemas.models import ModelCard, Signature, TensorSpec
@@ -79,21 +82,52 @@ class Stand:
     results: Results
     placement: Placement
     blobs: BlobStore
+    blobs_folder: Path
+    cards: Sequence[ModelCard]
+    published: list[str]  # every subject that the gateway published to
     behaviour: Behaviour = echo
+    gate: asyncio.Event | None = None  # if there is one, the worker waits for it before it answers
     seen: list[tuple[RequestHeaders, InferRequest]] = field(default_factory=list)
-    working: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def other_tenant(self) -> dict[str, str]:
         """The header of somebody else."""
         return {"authorization": f"Bearer {OTHER_KEY}"}
 
-    async def until_final(self, job: str) -> dict[str, object]:
+    async def declare(self) -> None:
+        """Declare streams and consumers, as the scheduler does, also after a restart of the broker."""
+        async with asyncio.timeout(15):
+            while True:
+                try:
+                    await self.streams.declare()
+                    for card in self.cards:
+                        await self.streams.declare_consumers(card.name)
+                    return
+                except Unavailable:
+                    await asyncio.sleep(0.05)
+
+    async def until_seen(self, count: int) -> None:
+        """Wait until the worker has been handed so many requests."""
+
+        async def handed() -> bool:
+            return len(self.seen) >= count
+
+        await until(handed)
+
+    async def until_ready(self) -> None:
+        """Wait until the gateway has its connection back."""
+
+        async def ready() -> bool:
+            return (await self.client.get("/health/ready")).status_code == 200
+
+        await until(ready)
+
+    async def until_final(self, job: str) -> dict[str, Any]:
         """Ask for a job until it has ended."""
         async with asyncio.timeout(15):
             while True:
                 answer = await self.client.get(f"/v1/jobs/{job}")
-                status: dict[str, object] = answer.json()
+                status: dict[str, Any] = answer.json()
                 assert answer.status_code == 200, status
                 if status["state"] in ("succeeded", "failed", "cancelled", "expired"):
                     return status
@@ -113,6 +147,7 @@ async def standing(
 ) -> AsyncIterator[Stand]:
     """Open everything, and in the end delete the streams that were declared."""
     settings = _settings(nats_server, valkey_server, folder, gateway_settings)
+    published: list[str] = []
     stream_settings = stream_settings or StreamSettings(max_bytes=64 << 20, results_max_bytes=64 << 20)
     async with (
         open_nats(nats_server.settings("scheduler"), Role.SCHEDULER) as scheduler,
@@ -127,14 +162,11 @@ async def standing(
         placement = Placement(redis)
         status = WorkerStatus(worker="w1", state=WorkerState.READY, models=tuple(card.name for card in cards))
         await placement.announce(status, list(cards))
-        if declare:
-            await streams.declare()
-            for card in cards:
-                await streams.declare_consumers(card.name)
         front = create_app(settings)
         transport = httpx.ASGITransport(app=front)  # type: ignore[arg-type]
         try:
             async with (
+                _tapped(published),
                 front.app.lifespan(),
                 httpx.AsyncClient(
                     transport=transport,
@@ -145,14 +177,48 @@ async def standing(
             ):
                 results = Results(connection, requests, timeout_s=5)
                 stand = Stand(
-                    client, front, streams, requests, results, placement, open_blobs(settings.blobs)
+                    client=client,
+                    front=front,
+                    streams=streams,
+                    requests=requests,
+                    results=results,
+                    placement=placement,
+                    blobs=open_blobs(settings.blobs),
+                    blobs_folder=folder / "blobs",
+                    cards=cards,
+                    published=published,
                 )
+                if declare:
+                    await stand.declare()
                 worker = _Worker(stand, connection, requests)
                 async with _in_background(worker.run(cards)):
                     yield stand
         finally:
             for config in stream_configs(stream_settings) if declare else ():
                 await admin.api(f"STREAM.DELETE.{config['name']}")
+
+
+@asynccontextmanager
+async def _tapped(subjects: list[str]) -> AsyncIterator[None]:
+    """Note what every gateway in this process publishes."""
+    publish = Client.publish
+
+    async def noting(client: Client, subject: str, *arguments: Any, **options: Any) -> None:
+        if str(client.options["name"]).startswith("model-serving-gateway"):
+            subjects.append(subject)
+        await publish(client, subject, *arguments, **options)
+
+    with patch.object(Client, "publish", noting):
+        yield
+
+
+async def until(happened: Callable[[], Awaitable[bool]]) -> None:
+    """Return as soon as `happened()` is true. Raises TimeoutError after 15 s."""
+    async with asyncio.timeout(15):
+        while True:
+            if await happened():
+                return
+            await asyncio.sleep(0.01)
 
 
 def _settings(
@@ -185,6 +251,7 @@ class _Worker:
         self._connection = connection
         self._settler = Settler(connection, requests)
         self._deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._consumers: list[PullConsumer] = []
 
     async def run(self, cards: Sequence[ModelCard]) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -194,12 +261,15 @@ class _Worker:
                         self._connection,
                         lane.stream,
                         consumer_name(card.name, lane),
-                        room=lambda: 500,
+                        room=lambda: 500 - self._deliveries.qsize(),
                         on_delivery=self._deliveries.put_nowait,
                     )
+                    self._consumers.append(consumer)
                     tasks.create_task(consumer.run())
             while True:
                 await self._answer(await self._deliveries.get())
+                for consumer in self._consumers:
+                    consumer.top_up()
 
     async def _answer(self, delivery: Delivery) -> None:
         headers = read_headers(delivery.headers, fallback_id="none")
@@ -209,6 +279,8 @@ class _Worker:
             request = decode_request(body, headers.content_type)
         assert isinstance(request, InferRequest)
         self._stand.seen.append((headers, request))
+        if self._stand.gate is not None:
+            await self._stand.gate.wait()
         outcome = self._stand.behaviour(request)
         if outcome is None:
             return

@@ -4,10 +4,9 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from infra.connections.clients import NatsConnection, Role
@@ -57,7 +56,7 @@ class FakeNats:
     def __init__(self) -> None:
         self.client = FakeClient()
         self.connection = NatsConnection(Role.GATEWAY)
-        self.connection.client = cast(Client, self.client)
+        self.connection.client = cast(Any, self.client)
         self._changed = asyncio.Event()
         self.client.on_publish = lambda _: self._changed.set()
 
@@ -97,4 +96,4 @@ class FakeNats:
         """Hand a message to whoever subscribed."""
         for prefix, callback in self.client.subscribed.items():
             if subject.startswith(prefix):
-                await callback(Msg(cast(Client, self.client), subject, "", body, headers))
+                await callback(Msg(cast(Any, self.client), subject, "", body, headers))
