@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 
 from infra.connections.clients import NatsConnection
 from infra.connections.pulling import parse_delivery
-from infra.connections.requests import Requests, publish
+from infra.connections.requests import ApiError, Requests, publish
 from schemas.errors import Unavailable
 
 PAGE = 256
@@ -68,13 +68,17 @@ class StreamReader:
     ) -> AsyncIterator[Stored]:
         """Yield all messages after `after_seq`, oldest first, holding one page in memory.
 
-        Raises Unavailable if the server falls silent between pages.
+        Raises Unavailable if the stream can not be read, or falls silent between pages.
         """
         name = f"read-{secrets.token_hex(8)}"
-        await self._requests.api(
-            f"CONSUMER.CREATE.{self._stream}.{name}.{subjects}",
-            {"stream_name": self._stream, "config": _reader_config(name, subjects, after_seq, headers_only)},
-        )
+        config = _reader_config(name, subjects, after_seq, headers_only)
+        try:
+            await self._requests.api(
+                f"CONSUMER.CREATE.{self._stream}.{name}.{subjects}",
+                {"stream_name": self._stream, "config": config},
+            )
+        except ApiError as error:  # not declared yet, or without a leader
+            raise Unavailable("the stream can not be read now", retry_after_s=2) from error
         pages = _Pages(self._connection, f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{name}", self._timeout_s)
         await pages.open()
         try:
