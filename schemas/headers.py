@@ -19,6 +19,7 @@ CONTENT_TYPE = "Content-Type"
 TRACEPARENT = "traceparent"
 STATE = "Ms-State"
 ATTEMPTS = "Ms-Attempts"
+WORKER = "Ms-Worker"
 REASON = "Ms-Reason"
 
 MSGPACK = "application/msgpack"

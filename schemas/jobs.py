@@ -60,6 +60,26 @@ class JobRecord:
     v: StrictInt = 1
 
 
+class AttemptEvent(StrEnum):
+    """What happened in an attempt at a request."""
+
+    STARTED = "started"  # a worker is about to prepare and run it
+    RELEASED = "released"  # a worker gave it back, for the reason that stands beside it
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One event in the attempts at a request. `at` is unix seconds on the worker's clock, for people."""
+
+    attempt: StrictInt  # which delivery it was, from 1
+    worker: StrictStr
+    event: Annotated[AttemptEvent, Field(strict=False)]
+    reason: StrictStr
+    at: StrictFloat
+    v: StrictInt = 1
+
+
+_ATTEMPT: TypeAdapter[Attempt] = TypeAdapter(Attempt)
 _RECORD: TypeAdapter[JobRecord] = TypeAdapter(JobRecord)
 
 
@@ -72,6 +92,17 @@ def encode_job(record: JobRecord) -> bytes:
 def decode_job(body: bytes) -> JobRecord:
     """Decode a job's record. Raises ValueError if it is none, which only a fault of ours can cause."""
     return _RECORD.validate_python(msgpack.unpackb(body, raw=False))
+
+
+def encode_attempt(attempt: Attempt) -> bytes:
+    """Encode an attempt's event as msgpack."""
+    packed: bytes = msgpack.packb(_ATTEMPT.dump_python(attempt, mode="json"), use_bin_type=True)
+    return packed
+
+
+def decode_attempt(body: bytes) -> Attempt:
+    """Decode an attempt's event. Raises ValueError if it is none, which only a fault of ours can cause."""
+    return _ATTEMPT.validate_python(msgpack.unpackb(body, raw=False))
 
 
 def job_state(record: JobRecord, counts: Mapping[ItemState, int], *, cancelled: bool) -> JobState:

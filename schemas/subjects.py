@@ -15,6 +15,7 @@ LIVE_STREAM = "INFER_LIVE"
 JOBS_STREAM = "JOBS"
 RESULTS_STREAM = "RESULTS"
 DEAD_STREAM = "DEAD"
+ATTEMPTS_STREAM = "ATTEMPTS"
 ADVISORIES_STREAM = "ADVISORIES"
 
 MODEL_NAME = re.compile(r"(?:[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}/)?[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
@@ -122,6 +123,11 @@ def cancel_subject(tenant: str, job: str) -> str:
 def result_subject(tenant: str, job: str, item: int | str) -> str:
     """Where the terminal record of one item of a job lives; `*` names all of them."""
     return f"result.{tenant}.{job}.{item}"
+
+
+def attempt_subject(tenant: str, job: str, item: int) -> str:
+    """Where the attempts at one item of a job, beyond its first, are recorded."""
+    return f"attempt.{tenant}.{job}.{item}"
 
 
 def dead_subject(model: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
+from infra.connections.attempts import Attempts
 from infra.connections.blobs import open_blobs
 from infra.connections.checks import check_connections, explain_settings_error
 from infra.connections.clients import Role, open_nats, open_redis
@@ -75,14 +77,17 @@ async def _serve(
     async with open_nats(nats, Role.WORKER) as connection, open_redis(redis) as redis_client:
         requests = Requests(connection, timeout_s=nats.ack_timeout_s)
         await requests.open()
+        worker_id = f"{socket.gethostname()}-{os.getpid()}-{connection.instance}"
         around = Surroundings(
             connection=connection,
             outlets=Outlets(
+                worker=worker_id,
                 connection=connection,
                 requests=requests,
                 results=Results(connection, requests, timeout_s=nats.ack_timeout_s),
                 blobs=blobs,
                 settler=Settler(connection, requests),
+                attempts=Attempts(connection, requests, worker=worker_id, timeout_s=nats.ack_timeout_s),
             ),
             clock=BrokerClock(requests),
             cancelled=CancelledJobs(connection, requests, timeout_s=nats.ack_timeout_s),
@@ -94,7 +99,7 @@ async def _serve(
             around,
             device=settings.device,
             ack_wait_s={lane: streams.ack_wait_of(lane) for lane in Lane},
-            max_deliver=streams.max_deliver,
+            max_starts=streams.max_deliver,
         )
         return await _run_until_told(worker, settings)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from infra.connections.attempts import Attempts
 from infra.connections.blobs import BlobStore
 from infra.connections.clients import NatsConnection
 from infra.connections.dead import bury
@@ -20,7 +21,9 @@ from infra.connections.results import Results
 from schemas.envelope import Result, encode_blob_ref, encode_reply, failure_of
 from schemas.errors import InferenceError, Unavailable
 from schemas.headers import MSGPACK, RequestHeaders
+from schemas.jobs import AttemptEvent
 from workers import metrics
+from workers.held import Held
 from workers.settle import Settled, Settlement, settle
 
 log = structlog.get_logger()
@@ -30,22 +33,25 @@ RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class Outlets:
-    """Where answers go."""
+    """Where answers go, and in whose name."""
 
+    worker: str
     connection: NatsConnection
     requests: Requests
     results: Results
     blobs: BlobStore
     settler: Settler
+    attempts: Attempts
 
 
 class Answers:
     """Answers the deliveries of one model."""
 
-    def __init__(self, outlets: Outlets, model: str, *, max_deliver: int) -> None:
+    def __init__(self, outlets: Outlets, model: str, *, max_deliver: int, held: Held) -> None:
         self._outlets = outlets
         self._model = model
         self._max_deliver = max_deliver
+        self._held = held
 
     async def answer(
         self,
@@ -63,6 +69,7 @@ class Answers:
             is_job=headers.job is not None,
             awaited=headers.reply_to is not None,
             malformed=malformed,
+            leased=self._held.is_leased(delivery),
         )
         self._count(settlement, outcome)
         for delay_s in (*RETRY_DELAYS_S, None):
@@ -96,8 +103,11 @@ class Answers:
         outcome: Result | InferenceError,
     ) -> None:
         settler = self._outlets.settler
+        if settlement.settled is Settled.NOTHING:
+            log.warning("lease lapsed; failure not given", request_id=headers.id, model=self._model)
+            return
         if settlement.settled is Settled.NAK:
-            await settler.nak(delivery, settlement.delay_s)
+            await self._give_back(delivery, headers, str(outcome), settlement.delay_s)
             return
         reply = outcome if isinstance(outcome, Result) else failure_of(outcome, headers.id)
         if settlement.store is not None and headers.job is not None:
@@ -109,6 +119,7 @@ class Answers:
                 state=settlement.store,
                 body=body,
                 attempts=delivery.attempt,
+                worker=self._outlets.worker,
             )
             if not written:
                 metrics.duplicates.labels(self._model).inc()
@@ -124,6 +135,12 @@ class Answers:
         else:
             await settler.ack_stored(delivery)
 
+    async def _give_back(
+        self, delivery: Delivery, headers: RequestHeaders, reason: str, delay_s: float
+    ) -> None:
+        await self._outlets.attempts.record(headers, delivery.attempt, AttemptEvent.RELEASED, reason)
+        await self._outlets.settler.nak(delivery, delay_s)
+
     async def _body(self, tenant: str, body: bytes) -> bytes:
         """Keep a body inline, or put it into a blob and return the reference."""
         if len(body) <= self._outlets.blobs.inline_limit_bytes:
@@ -131,7 +148,7 @@ class Answers:
         return encode_blob_ref(await self._outlets.blobs.put(tenant, body))
 
     def _count(self, settlement: Settlement, outcome: Result | InferenceError) -> None:
-        if settlement.settled is Settled.NAK:
+        if settlement.settled is not Settled.ACK:
             name = "retried"
         elif isinstance(outcome, Result):
             name = "succeeded"

@@ -6,23 +6,26 @@ threads, while the batch before them runs. What can not run is answered here and
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import structlog
 
+from infra.connections.attempts import Attempts
 from infra.connections.blobs import BlobStore
 from infra.connections.clients import NatsConnection
 from infra.connections.clock import BrokerClock
-from infra.connections.pulling import Delivery, PullConsumer, Settler
+from infra.connections.pulling import Delivery, PullConsumer
 from schemas.envelope import BlobRef, InferRequest, decode_request
-from schemas.errors import Cancelled, DeadlineExceeded, InferenceError, Internal, InvalidInput
+from schemas.errors import Cancelled, DeadlineExceeded, InferenceError, Internal, InvalidInput, Poison
 from schemas.headers import RequestHeaders, read_headers, read_reply_to
+from schemas.jobs import AttemptEvent
 from schemas.subjects import Lane, consumer_name, parse_infer_subject
 from workers import metrics
 from workers.answers import Answers, minimal_headers
 from workers.engines.base import Arrays, batch_rows
+from workers.held import Held
 from workers.models import LoadedModel
 
 log = structlog.get_logger()
@@ -52,11 +55,11 @@ class IntakeSources:
     """What intake needs besides its model."""
 
     connection: NatsConnection
-    settler: Settler
     blobs: BlobStore
     clock: BrokerClock
     is_cancelled: Callable[[str, str], bool]  # of a tenant and a job
     threads: Executor
+    attempts: Attempts
 
 
 class Intake:
@@ -72,14 +75,17 @@ class Intake:
         sources: IntakeSources,
         answers: Answers,
         *,
+        held: Held,
+        max_starts: int,
         offer: Callable[[PreparedRequest], None],
     ) -> None:
         self._model = model
         self._sources = sources
         self._answers = answers
         self._offer = offer
-        self._held: dict[str, tuple[Lane, Delivery]] = {}
-        self._held_by_lane = dict.fromkeys(Lane, 0)
+        self._held = held
+        self._max_starts = max_starts
+        self._quarantine = asyncio.Lock()
         self._items_per_message = 1.0
         self._pending = dict.fromkeys(Lane, 0)
         self._preparing = 0
@@ -120,15 +126,9 @@ class Intake:
 
     def release(self, delivery: Delivery) -> None:
         """Let go of a settled delivery, which makes room for another."""
-        lane, _ = self._held.pop(delivery.ack_subject, (None, None))
+        lane = self._held.release(delivery)
         if lane is not None:
-            self._held_by_lane[lane] -= 1
             self.consumers[lane].top_up()
-
-    async def extend(self, lanes: Collection[Lane]) -> None:
-        """Start the lease anew of everything in hand on `lanes`."""
-        for delivery in [delivery for lane, delivery in self._held.values() if lane in lanes]:
-            await self._sources.settler.in_progress(delivery)
 
     def _consumer(self, lane: Lane) -> PullConsumer:
         return PullConsumer(
@@ -142,13 +142,12 @@ class Intake:
     def _room(self, lane: Lane) -> int:
         """How many more messages to hold on a lane. Room is in items; a message may bring several."""
         messages = IN_HAND_BATCHES * self._model.max_batch_size / self._items_per_message
-        return max(2, round(messages)) - self._held_by_lane[lane]
+        return max(2, round(messages)) - self._held.on(lane)
 
     def _delivered(self, delivery: Delivery) -> None:
         lane = parse_infer_subject(delivery.subject)[1]  # the consumer's filter lets nothing else through
         self._pending[lane] = delivery.pending
-        self._held[delivery.ack_subject] = (lane, delivery)
-        self._held_by_lane[lane] += 1
+        self._held.add(delivery, lane)
         if delivery.attempt > 1:
             metrics.redeliveries.labels(self._model.name).inc()
         try:
@@ -156,7 +155,10 @@ class Intake:
         except InferenceError as error:
             self._spawn(self._refuse_unreadable(delivery, error))
             return
-        if delivery.attempt > 1 or self._model.needs_thread or len(delivery.body) > INLINE_WORK_BYTES:
+        if delivery.attempt > 1:
+            self._spawn(self._accept_again(delivery, headers, lane))
+            return
+        if self._model.needs_thread or len(delivery.body) > INLINE_WORK_BYTES:
             self._spawn(self._accept_slowly(delivery, headers, lane))
             return
         try:
@@ -191,14 +193,35 @@ class Intake:
             raise InvalidInput("is not the model of the subject it was published to", field="model")
         return self._model.prepare(request)
 
+    async def _accept_again(self, delivery: Delivery, headers: RequestHeaders, lane: Lane) -> None:
+        """Take in a request that was delivered before, and that may be what ended the worker it was with.
+
+        One at a time, from its preparing to its answer, so that if it ends this worker too, no other
+        request that was delivered before has been started for nothing.
+        """
+        while twin := self._held.twin(delivery):
+            await self._held.until_released(twin)
+        async with self._quarantine:
+            try:
+                if await self._answers.already_stored(headers):
+                    await self._answers.drop(delivery)
+                    self.release(delivery)
+                    return
+                self._check_wanted(delivery, headers)
+                starts = await self._sources.attempts.starts(headers)
+                if starts >= self._max_starts:
+                    raise Poison(f"the request was started {starts} times and never ended")
+                await self._sources.attempts.record(headers, delivery.attempt, AttemptEvent.STARTED)
+            except InferenceError as error:
+                await self._refuse(delivery, headers, error)
+                return
+            await self._accept_slowly(delivery, headers, lane)
+            await self._held.until_released(delivery)
+
     async def _accept_slowly(self, delivery: Delivery, headers: RequestHeaders, lane: Lane) -> None:
         self._preparing += 1
         try:
             self._check_wanted(delivery, headers)
-            if delivery.attempt > 1 and await self._answers.already_stored(headers):
-                await self._answers.drop(delivery)
-                self.release(delivery)
-                return
             arrays = await self._fetch_and_prepare(delivery.body, headers)
             self._check_wanted(delivery, headers)  # again: preparing took time
         except Exception as error:

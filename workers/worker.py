@@ -5,10 +5,9 @@ Cancelling `run()` abandons what is in hand, and JetStream delivers it again, to
 """
 
 import asyncio
-import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -19,12 +18,14 @@ from infra.connections.clock import BrokerClock
 from infra.connections.jobs import CancelledJobs
 from infra.connections.placement import Placement
 from infra.connections.requests import ApiError
+from infra.connections.streams import DELIVERY_SLACK
 from infra.connections.telemetry import HealthReport
 from schemas.errors import Unavailable
 from schemas.placement import HEARTBEAT_S, WorkerState, WorkerStatus
 from schemas.subjects import Lane
 from workers import metrics
 from workers.answers import Answers, Outlets
+from workers.held import Held
 from workers.intake import Intake, IntakeSources, PreparedRequest
 from workers.models import LoadedModel
 from workers.runner import Runner
@@ -50,9 +51,18 @@ class Surroundings:
 class ServedModel:
     """One model with its intake and its runner, joined."""
 
-    def __init__(self, model: LoadedModel, around: Surroundings, *, max_deliver: int) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        around: Surroundings,
+        *,
+        ack_wait_s: Mapping[Lane, float],
+        max_starts: int,
+    ) -> None:
         self.model = model
-        answers = Answers(around.outlets, model.name, max_deliver=max_deliver)
+        self._settler = around.outlets.settler
+        self.held = Held(ack_wait_s)
+        answers = Answers(around.outlets, model.name, max_deliver=max_starts + DELIVERY_SLACK, held=self.held)
         self.runner = Runner(
             model,
             answers,
@@ -62,13 +72,15 @@ class ServedModel:
         )
         sources = IntakeSources(
             connection=around.connection,
-            settler=around.outlets.settler,
             blobs=around.outlets.blobs,
             clock=around.clock,
             is_cancelled=around.cancelled,
             threads=around.threads,
+            attempts=around.outlets.attempts,
         )
-        self.intake = Intake(model, sources, answers, offer=self.runner.offer)
+        self.intake = Intake(
+            model, sources, answers, held=self.held, max_starts=max_starts, offer=self.runner.offer
+        )
 
     async def run(self) -> None:
         """Serve until drained; what was pulled is run and answered before this returns."""
@@ -76,6 +88,12 @@ class ServedModel:
             tasks.create_task(self.runner.run(), name=f"run-{self.model.name}")
             await self.intake.run()
             self.runner.drain()
+
+    async def extend(self, lanes: Collection[Lane]) -> None:
+        """Start the leases on `lanes` anew, but not for an engine that makes no progress."""
+        metrics.in_hand.labels(self.model.name).set(len(self.held))
+        if not self.runner.is_stuck(time.monotonic()):
+            await self.held.extend(lanes, self._settler)
 
     def _release(self, request: PreparedRequest) -> None:
         self.intake.release(request.delivery)
@@ -91,13 +109,15 @@ class Worker:
         *,
         device: str,
         ack_wait_s: Mapping[Lane, float],
-        max_deliver: int,
+        max_starts: int,
     ) -> None:
-        self.id = f"{socket.gethostname()}-{os.getpid()}-{around.connection.instance}"
+        self.id = around.outlets.worker
         self._around = around
         self._device = device
         self._ack_wait_s = ack_wait_s
-        self._served = [ServedModel(model, around, max_deliver=max_deliver) for model in models]
+        self._served = [
+            ServedModel(model, around, ack_wait_s=ack_wait_s, max_starts=max_starts) for model in models
+        ]
         self._state = WorkerState.STARTING
         self._draining = asyncio.Event()
 
@@ -126,7 +146,7 @@ class Worker:
     def drain(self) -> None:
         """Stop pulling, finish what is in hand, and let `run` return."""
         if not self._draining.is_set():
-            log.info("draining", worker=self.id, in_hand=sum(served.intake.held for served in self._served))
+            log.info("draining", worker=self.id, in_hand=sum(len(served.held) for served in self._served))
         self._state = WorkerState.DRAINING
         self._draining.set()
 
@@ -146,7 +166,7 @@ class Worker:
             await served.intake.stop_pulling()
 
     async def _keep_leases(self) -> None:
-        """Extend what is in hand at a third of ack_wait, but not for an engine that makes no progress."""
+        """Extend what is in hand at a third of ack_wait."""
         extended_s = dict.fromkeys(Lane, time.monotonic())
         while True:
             await asyncio.sleep(min(self._ack_wait_s.values()) / 3)
@@ -156,11 +176,8 @@ class Worker:
             ]
             extended_s |= dict.fromkeys(due, now_s)
             for served in self._served:
-                metrics.in_hand.labels(served.model.name).set(served.intake.held)
-                if served.runner.is_stuck(now_s):
-                    continue
                 try:
-                    await served.intake.extend(due)
+                    await served.extend(due)
                 except Unavailable:
                     log.warning("leases not extended", model=served.model.name)
 

@@ -14,7 +14,7 @@ from infra.connections.clients import NatsConnection
 from infra.connections.reading import HEADERS_PAGE, PAGE, Stored, StreamReader
 from infra.connections.requests import Requests
 from schemas.errors import Unavailable
-from schemas.headers import ATTEMPTS, CONTENT_TYPE, MSGPACK, STATE
+from schemas.headers import ATTEMPTS, CONTENT_TYPE, MSGPACK, STATE, WORKER
 from schemas.jobs import ItemState
 from schemas.subjects import RESULTS_STREAM, result_subject
 
@@ -31,6 +31,7 @@ class ItemRecord:
     item: int
     state: ItemState
     attempts: int
+    worker: str  # who wrote it; empty if no worker did
     body: bytes
     seq: int
 
@@ -60,6 +61,7 @@ class Results:
         state: ItemState,
         body: bytes,
         attempts: int,
+        worker: str = "",
     ) -> bool:
         """Write a terminal record; `body` is a reply as msgpack.
 
@@ -68,6 +70,8 @@ class Results:
         Raises Unavailable if whether it was written is unknown; writing again is safe.
         """
         headers = {STATE: state, ATTEMPTS: str(attempts), CONTENT_TYPE: MSGPACK}
+        if worker:
+            headers[WORKER] = worker
         ack = await self._requests.publish(result_subject(tenant, job, item), body, headers)
         if not ack.err_code:
             return True
@@ -123,6 +127,7 @@ def _record(stored: Stored) -> ItemRecord:
         item=_item_of(stored.subject),
         state=ItemState(stored.headers[STATE]),
         attempts=int(stored.headers.get(ATTEMPTS, "1")),
+        worker=stored.headers.get(WORKER, ""),
         body=stored.body,
         seq=stored.seq,
     )

@@ -16,6 +16,7 @@ from infra.connections.requests import ApiError, Requests
 from infra.connections.settings import StreamSettings
 from schemas.subjects import (
     ADVISORIES_STREAM,
+    ATTEMPTS_STREAM,
     DEAD_STREAM,
     INFER_STREAM,
     JOBS_STREAM,
@@ -30,6 +31,9 @@ log = structlog.get_logger()
 
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
+# Workers count starts and stop at `max_deliver`. A delivery is not always a start: a request may be in the
+# hands of a worker that another request ends. The broker's own limit is only the far back-stop.
+DELIVERY_SLACK = 20
 MESSAGE_NOT_FOUND = 10037
 MESSAGE_DELETE_FAILED = 10057
 
@@ -99,6 +103,13 @@ def stream_configs(settings: StreamSettings) -> list[dict[str, Any]]:
             "max_age": ttl_ns,
             "allow_msg_ttl": True,
         },
+        kept
+        | {
+            "name": ATTEMPTS_STREAM,
+            "subjects": ["attempt.*.*.*"],
+            "max_msgs_per_subject": 64,
+            "max_age": ttl_ns,
+        },
         kept | {"name": DEAD_STREAM, "subjects": ["dead.*"], "max_age": dead_ttl_ns},
         kept
         | {
@@ -122,7 +133,7 @@ def consumer_config(model: str, lane: Lane, settings: StreamSettings) -> dict[st
         "ack_policy": "explicit",
         "deliver_policy": "all",
         "ack_wait": int(settings.ack_wait_of(lane) * _NS),
-        "max_deliver": settings.max_deliver,
+        "max_deliver": settings.max_deliver + DELIVERY_SLACK,
         "max_ack_pending": settings.max_ack_pending,
         "max_waiting": 2048,
     }
@@ -163,10 +174,14 @@ class Streams:
         info = await self._requests.api(f"CONSUMER.INFO.{lane.stream}.{consumer_name(model, lane)}")
         return Backlog(info["num_pending"], info["num_ack_pending"], info["num_redelivered"])
 
-    async def oldest(self, stream: str, subject: str) -> OldMessage | None:
-        """Return the oldest message stored on one subject, or None."""
+    async def oldest(self, stream: str, subjects: str, *, from_seq: int = 1) -> OldMessage | None:
+        """Return the oldest message, from `from_seq` on, that matches the filter `subjects`, or None.
+
+        A subject that a stranger published to may itself read as a filter: `infer.*.live`.
+        """
+        wanted = {"seq": from_seq, "next_by_subj": subjects}
         try:
-            found = await self._requests.api(f"STREAM.MSG.GET.{stream}", {"seq": 1, "next_by_subj": subject})
+            found = await self._requests.api(f"STREAM.MSG.GET.{stream}", wanted)
         except ApiError as error:
             if error.err_code == MESSAGE_NOT_FOUND:
                 return None
@@ -192,13 +207,15 @@ class Streams:
     async def subject_counts(self, stream: str, subjects: str) -> dict[str, int]:
         """Count the stored messages by subject, among those that match the filter `subjects`."""
         counts: dict[str, int] = {}
+        read = 0  # not `len(counts)`: subjects that are no UTF-8 come as one and the same text
         while True:
             info = await self._requests.api(
-                f"STREAM.INFO.{stream}", {"subjects_filter": subjects, "offset": len(counts)}
+                f"STREAM.INFO.{stream}", {"subjects_filter": subjects, "offset": read}
             )
             page = info["state"].get("subjects") or {}
             counts |= page
-            if not page or len(counts) >= info.get("total", 0):
+            read += len(page)
+            if not page or read >= info.get("total", 0):
                 return counts
 
 
