@@ -105,17 +105,22 @@ def _reader_config(name: str, subjects: str, after_seq: int, headers_only: bool)
 
 
 class _Pages:
-    """Pulls of what is there now, each ended by a status message."""
+    """Pulls of what is there now, each over an inbox of its own.
+
+    A pull that brought all it may is followed by a status (409, batch completed), which the next one must
+    not take for its own end.
+    """
 
     def __init__(self, connection: NatsConnection, next_subject: str, timeout_s: float) -> None:
         self._connection = connection
         self._next_subject = next_subject
         self._timeout_s = timeout_s
         self._inbox = f"{connection.inbox_prefix}.page.{secrets.token_hex(12)}"
+        self._pulls = 0
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by what one pull may bring
 
     async def open(self) -> None:
-        self._subscription = await self._connection.client.subscribe(self._inbox, cb=self._arrived.put)
+        self._subscription = await self._connection.client.subscribe(f"{self._inbox}.*", cb=self._arrived.put)
 
     async def close(self) -> None:
         if self._connection.connected:
@@ -124,15 +129,18 @@ class _Pages:
     async def next(self, limit: int) -> list[Msg]:
         """Pull up to `limit` messages. An empty page is the end."""
         pull = {"batch": limit, "no_wait": True, "max_bytes": PAGE_BYTES}
-        await publish(self._connection, self._next_subject, json.dumps(pull).encode(), reply=self._inbox)
+        self._pulls += 1
+        inbox = f"{self._inbox}.{self._pulls}"
+        await publish(self._connection, self._next_subject, json.dumps(pull).encode(), reply=inbox)
         page: list[Msg] = []
         try:
             while len(page) < limit:
                 async with asyncio.timeout(self._timeout_s):
                     message = await self._arrived.get()
-                if not message.reply.startswith("$JS.ACK."):  # a status: no more for this pull
+                if message.reply.startswith("$JS.ACK."):
+                    page.append(message)
+                elif message.subject == inbox:  # a status: no more for this pull
                     break
-                page.append(message)
         except TimeoutError as error:
             raise Unavailable("the stream fell silent", retry_after_s=2) from error
         return page

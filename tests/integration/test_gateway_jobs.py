@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 import gateway.cancellation
+from infra.connections.clients import Role, open_nats
+from infra.connections.requests import Requests
+from infra.connections.results import Results
 from infra.connections.settings import StreamSettings
 from schemas.envelope import InferRequest, Result, encode_reply
 from schemas.errors import InferenceError, ModelFailed
@@ -219,6 +222,18 @@ async def test_thousands_of_lines_arrive_each_once(stand: Standing) -> None:
     assert {item: one["outputs"][0]["data"][0][0] for item, one in found.items()} == {
         n: n for n in range(3000)
     }
+
+
+async def test_another_gateway_counts_all_of_a_large_job(stand: Standing, nats_server: NatsServer) -> None:
+    async with stand() as s:
+        job = await upload(s, [a_line(n) for n in range(2300)])
+        await s.until_final(job)
+        async with open_nats(nats_server.settings("gateway"), Role.GATEWAY) as connection:
+            requests = Requests(connection, timeout_s=5)
+            await requests.open()
+            results = Results(connection, requests, timeout_s=5)
+            assert await results.counts("acme", job) == {ItemState.SUCCEEDED: 2300}
+            assert {item async for item in results.items("acme", job)} == set(range(2300))
 
 
 async def test_a_full_queue_makes_an_upload_wait(stand: Standing) -> None:
