@@ -3,13 +3,17 @@
 Redis is a hint and never on the path of a request: every reader keeps what it last saw.
 """
 
+from typing import TypeVar
+
 import redis.asyncio
 import redis.exceptions
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from schemas.errors import Unavailable
 from schemas.models import ModelCard
 from schemas.placement import CARDS_KEY, WORKER_KEY_PREFIX, WORKER_TTL_S, WorkerStatus
+
+F = TypeVar("F", bound=BaseModel)
 
 
 class Placement:
@@ -44,20 +48,22 @@ class Placement:
             raw = await self._client.hgetall(CARDS_KEY)
         except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
             raise Unavailable("placement can not be read") from error
-        return {card.name: card for card in map(_card, raw.values()) if card is not None}
+        cards = (_read(ModelCard, value) for value in raw.values())
+        return {card.name: card for card in cards if card is not None}
 
     async def workers(self) -> list[WorkerStatus]:
-        """Return the workers whose heartbeat has not lapsed."""
+        """Return the workers whose heartbeat has not lapsed; those we can not read are left out."""
         try:
             keys = [key async for key in self._client.scan_iter(match=f"{WORKER_KEY_PREFIX}*", count=500)]
             values = await self._client.mget(keys) if keys else []
         except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
             raise Unavailable("placement can not be read") from error
-        return [WorkerStatus.model_validate_json(value) for value in values if value is not None]
+        statuses = (_read(WorkerStatus, value) for value in values if value is not None)
+        return [status for status in statuses if status is not None]
 
 
-def _card(raw: bytes | str) -> ModelCard | None:
+def _read(form: type[F], raw: bytes | str) -> F | None:
     try:
-        return ModelCard.model_validate_json(raw)
+        return form.model_validate_json(raw)
     except ValidationError:
         return None

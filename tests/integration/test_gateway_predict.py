@@ -12,11 +12,13 @@ import msgpack
 import numpy as np
 import pytest
 
+from infra.connections.clients import open_redis
 from infra.connections.settings import StreamSettings
 from schemas.envelope import InferRequest, Result, decode_reply
 from schemas.errors import InvalidInput, ModelFailed
+from schemas.placement import CARDS_KEY, WORKER_KEY_PREFIX
 from schemas.tensors import from_array, unpack_bytes
-from tests.integration.gateway_stand import Stand, standing
+from tests.integration.gateway_stand import ECHO, Stand, standing, until
 from tests.servers import NatsServer, ValkeyServer
 
 pytestmark = pytest.mark.integration
@@ -342,6 +344,23 @@ async def test_redis_gone_changes_nothing_for_known_models(
             valkey_server.start()
     assert answer.status_code == 200
     assert unknown.status_code == 404
+
+
+async def test_placement_that_can_not_be_read_is_left_out(
+    stand: Standing, valkey_server: ValkeyServer
+) -> None:
+    async with open_redis(valkey_server.settings()) as redis, stand() as s:
+        await redis.set(f"{WORKER_KEY_PREFIX}from-the-future", b'{"state": "dreaming"}')
+        await redis.hset(CARDS_KEY, "odd", b"not json")
+        await redis.hset(CARDS_KEY, "late", ECHO.model_copy(update={"name": "late"}).model_dump_json())
+
+        async def seen() -> bool:
+            return (await s.client.get("/v1/models/late")).status_code == 200
+
+        await until(seen)
+        health = (await s.client.get("/health")).json()
+        assert health["checks"]["redis"] == "ok"
+        assert health["models_loaded"] == ["echo", "org/files.v1"]
 
 
 async def test_the_openapi_document_describes_every_body(stand: Standing) -> None:
