@@ -50,13 +50,8 @@ def create_app(settings: Settings, *, dispatcher: Dispatcher | None = None) -> F
             yield
             log.info("stopped")
 
-    uploads = Router(
-        "/",
-        route_handlers=[jobs.submit_job, jobs.list_jobs],
-        request_max_body_size=settings.gateway.max_upload_bytes,
-    )
     app = Litestar(
-        route_handlers=[*_ROUTES, uploads],
+        route_handlers=[*_ROUTES, _upload_route(settings.gateway)],
         dependencies=_dependencies(opened, settings.gateway),
         exception_handlers=exception_handlers(),
         lifespan=[lifespan],
@@ -66,6 +61,12 @@ def create_app(settings: Settings, *, dispatcher: Dispatcher | None = None) -> F
     )
     describe_bodies(app.openapi_schema)
     return Front(app, keys=_keys(settings.gateway), open_paths=_open_paths(settings.gateway))
+
+
+def _upload_route(settings: GatewaySettings) -> Router:
+    """Give /v1/jobs a limit of its own; Litestar keeps all methods of a path in one router."""
+    handlers = [jobs.submit_job, jobs.list_jobs]
+    return Router("/", route_handlers=handlers, request_max_body_size=settings.max_upload_bytes)
 
 
 def _dependencies(opened: list[Services], settings: GatewaySettings) -> dict[str, Provide]:

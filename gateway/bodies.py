@@ -13,7 +13,7 @@ from gateway import metrics
 from gateway.errors import ClientGone
 from infra.connections.blobs import BlobStore
 from schemas.envelope import BlobRef, Failure, Result, decode_reply, encode_blob_ref
-from schemas.errors import Internal, TooLarge, Unavailable
+from schemas.errors import Internal, InvalidInput, TooLarge, Unavailable
 
 log = structlog.get_logger()
 
@@ -67,17 +67,20 @@ class Envelopes:
     async def unpack(self, tenant: str, body: bytes, *, keep: bool) -> Result | Failure:
         """Decode a reply, fetching it if it is a reference, and deleting the blob unless `keep`.
 
-        Raises Unavailable if the blob store is down, InvalidInput if the blob is gone.
+        Raises Unavailable if the blob store is down, Internal if the reply is gone or none at all.
         """
-        reply = decode_reply(body)
-        if not isinstance(reply, BlobRef):
-            return reply
-        metrics.payload_offloads_total.labels("reply").inc()
-        fetched = decode_reply(await self._blobs.get(tenant, reply))
+        try:
+            reply = decode_reply(body)
+            if not isinstance(reply, BlobRef):
+                return reply
+            metrics.payload_offloads_total.labels("reply").inc()
+            fetched = decode_reply(await self._blobs.get(tenant, reply))
+        except InvalidInput as error:  # not of the caller, who never saw it
+            raise Internal(f"the result {error.message}") from error
         if not keep:
             self.forget(reply)
         if isinstance(fetched, BlobRef):
-            raise Internal("a reply in the blob store is a reference itself")
+            raise Internal("the result is a reference to a reference")
         return fetched
 
     def forget(self, ref: BlobRef) -> None:

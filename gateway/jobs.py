@@ -10,7 +10,7 @@ from infra.connections.jobs import Jobs
 from infra.connections.results import ItemRecord, Results
 from schemas.api import ItemResult, JobCounts, JobList, JobStatus
 from schemas.envelope import Failure, Result
-from schemas.errors import ErrorCode, InvalidInput, UnknownJob
+from schemas.errors import ErrorCode, Internal, UnknownJob
 from schemas.jobs import ItemState, JobRecord, job_state
 from schemas.json_tensors import write_json
 from schemas.subjects import JOB_ID, Lane
@@ -135,8 +135,8 @@ class JobBook:
     async def _reply(self, tenant: str, ended: ItemRecord) -> Result | Failure:
         try:
             return await self._envelopes.unpack(tenant, ended.body, keep=True)
-        except InvalidInput as error:
-            return Failure(id="", code=ErrorCode.NOT_FOUND, message=f"the result {error.message}")
+        except Internal as error:  # one result that is gone must not hide the others
+            return Failure(id="", code=ErrorCode.NOT_FOUND, message=error.message)
 
 
 def _write_page(replies: Sequence[tuple[ItemRecord, Result | Failure]], cursor: int | None) -> bytes:

@@ -67,6 +67,7 @@ class Predictions:
                     reply = await expected.body
             except TimeoutError:
                 return accepted(record, headers)
+        headers["content-location"] = f"/v1/jobs/{record.job}"
         return await predict_response(await self._result(call, reply), accept, headers)
 
     async def _result(self, call: Call, reply: bytes) -> Result:

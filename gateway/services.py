@@ -91,35 +91,32 @@ def _assemble(
     dispatcher: Dispatcher,
     tasks: asyncio.TaskGroup,
 ) -> Services:
-    window, jobs, results = settings.publish_window, queue.jobs, queue.results
-    submission = Submission(queue.requests, jobs, envelopes, window=window, ack_timeout_s=queue.timeout_s)
-    cancellation = Cancellation(jobs, results, tasks, window=window)
-    limits = UploadLimits(
+    window, max_body_bytes = settings.publish_window, settings.max_body_bytes
+    submission = Submission(
+        queue.requests, queue.jobs, envelopes, window=window, ack_timeout_s=queue.timeout_s
+    )
+    cancellation = Cancellation(queue.jobs, queue.results, tasks, window=window)
+    predictions = Predictions(
+        catalogue,
+        dispatcher,
+        submission,
+        queue.inbox,
+        envelopes,
+        max_body_bytes=max_body_bytes,
+        default_timeout_s=settings.default_timeout_s,
+    )
+    uploads = Uploads(submission, queue.jobs, queue.results, cancellation, _upload_limits(settings))
+    max_items = settings.max_job_items
+    intake = JobIntake(catalogue, submission, uploads, max_body_bytes=max_body_bytes, max_items=max_items)
+    book = JobBook(queue.jobs, queue.results, envelopes, cancellation)
+    return Services(catalogue, predictions, intake, book, Checks(queue.connection, catalogue))
+
+
+def _upload_limits(settings: GatewaySettings) -> UploadLimits:
+    return UploadLimits(
         max_line_bytes=settings.max_line_bytes,
         max_items=settings.max_job_items,
         patience_s=settings.upload_patience_s,
-    )
-    uploads = Uploads(submission, jobs, results, cancellation, limits)
-    return Services(
-        catalogue=catalogue,
-        predictions=Predictions(
-            catalogue,
-            dispatcher,
-            submission,
-            queue.inbox,
-            envelopes,
-            max_body_bytes=settings.max_body_bytes,
-            default_timeout_s=settings.default_timeout_s,
-        ),
-        intake=JobIntake(
-            catalogue,
-            submission,
-            uploads,
-            max_body_bytes=settings.max_body_bytes,
-            max_items=settings.max_job_items,
-        ),
-        book=JobBook(jobs, results, envelopes, cancellation),
-        checks=Checks(queue.connection, catalogue),
     )
 
 

@@ -254,6 +254,7 @@ async def test_wait_answers_200_if_it_is_quick(stand: Standing) -> None:
         answer = await s.client.post("/v1/predict", json=ONE, headers={"prefer": "wait=10"})
     assert answer.status_code == 200
     assert answer.headers["preference-applied"] == "wait=10"
+    assert answer.headers["content-location"].startswith("/v1/jobs/")
     assert answer.json()["outputs"][0]["data"] == [[1.0, 2.0]]
 
 
