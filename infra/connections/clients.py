@@ -1,5 +1,6 @@
 """Open the raw clients with settings that notice a dead server in seconds and never give up on one."""
 
+import asyncio
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -9,13 +10,15 @@ from typing import Any
 
 import redis.asyncio
 import structlog
-from nats.aio.client import Client
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from infra.connections.settings import NatsSettings, RedisSettings
+from infra.connections.sturdy import SturdyClient
 
 log = structlog.get_logger()
+
+CLOSE_TIMEOUT_S = 5.0
 
 
 class Role(StrEnum):
@@ -34,7 +37,7 @@ class NatsConnection:
     def __init__(self, role: Role) -> None:
         self.role = role
         self.instance = secrets.token_hex(8)
-        self.client = Client()
+        self.client = SturdyClient()
         self._closing = False
         self._last_failure = ""
         self._on_reconnect: list[Callable[[], None]] = []
@@ -64,9 +67,14 @@ class NatsConnection:
         self._on_disconnect.append(notify)
 
     async def close(self) -> None:
-        """Flush and close; nothing is told of it."""
+        """Flush and close; nothing is told of it. A server that does not read is not waited for long."""
         self._closing = True
-        await self.client.close()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.client.close()
+        except TimeoutError:
+            self.client.abort()
+            log.warning("nats closed with data unsent", role=self.role)
 
     async def reconnected(self) -> None:
         """Tell everyone; called by the client."""

@@ -75,6 +75,10 @@ class Requests:
             raise
         return question
 
+    def room_for_body(self, headers: Mapping[str, str]) -> int:
+        """Say how many bytes a message with these headers may hold."""
+        return self._connection.max_payload_bytes - header_bytes(headers)
+
     def forget(self, question: Question) -> None:
         """Wait for an answer no more; one that comes later is dropped."""
         self._waiting.pop(question.token, None)
@@ -133,15 +137,22 @@ async def publish(
     reply: str = "",
 ) -> None:
     """Publish without awaiting anything. Raises Unavailable while disconnected, TooLarge over max_payload."""
+    room = connection.max_payload_bytes - header_bytes(headers)
+    if len(body) > room:  # the server would close the connection
+        raise TooLarge(
+            f"the message is {len(body)} bytes, at most {room} are allowed beside its headers", field="body"
+        )
     try:
         await connection.client.publish(subject, body, reply, headers)
-    except nats.errors.MaxPayloadError as error:
-        raise TooLarge(
-            f"the message is {len(body)} bytes, at most {connection.max_payload_bytes} are allowed",
-            field="body",
-        ) from error
     except nats.errors.Error as error:
         raise Unavailable("the connection to the queue is down", retry_after_s=2) from error
+
+
+def header_bytes(headers: Mapping[str, str] | None) -> int:
+    """Count what headers take of a message, which max_payload bounds as a whole."""
+    if headers is None:
+        return 0
+    return 12 + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
 
 
 def _status(message: Msg) -> str | None:
