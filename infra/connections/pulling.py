@@ -27,9 +27,9 @@ log = structlog.get_logger()
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 SILENCE_MEANS_YES_S = 0.3
+RETIRE_TIMEOUT_S = 5.0
 _RETRY_S = (0.1, 0.25, 0.5, 1.0)
-_ENDS_A_PULL = ("404", "408", "409")
-_GONE = ("503", "400")
+_NO_RESPONDERS = "503"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,13 @@ class PullConsumer:
         try:
             while not self._stopped:
                 await self._ensure_subscribed()
-                await self._ask_for_room()
-                await self._wait()
+                if not self._stopped:  # asked while we waited for what came to the old inbox
+                    await self._ask_for_room()
+                    await self._wait()
         finally:
-            await self._unsubscribe()
+            subscription, self._subscription = self._subscription, None
+            if subscription is not None and not self._connection.client.is_closed:
+                await subscription.unsubscribe()
 
     @property
     def available(self) -> bool:
@@ -124,17 +127,10 @@ class PullConsumer:
         return self._credit > 0
 
     async def stop(self) -> None:
-        """Take nothing new. Deliveries already on their way still arrive before this returns."""
+        """Take nothing new. Deliveries already on their way still arrive before `run` returns."""
         self._stopped = True
         self._wake.set()
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None and self._connection.connected:
-            # `drain()` alone writes its PING ahead of the UNSUB that still waits to be written, so what the
-            # server sends between the two would be dropped. After two round trips the UNSUB has been read.
-            await self._connection.client._send_unsubscribe(subscription._id)
-            await self._connection.client.flush()
-            await self._connection.client.flush()
-            await subscription.drain()  # type: ignore[no-untyped-call]
+        await self._retire_inbox()
 
     def top_up(self) -> None:
         """Ask for more, if there is room for more; to be called when deliveries were settled."""
@@ -144,7 +140,9 @@ class PullConsumer:
     async def _ensure_subscribed(self) -> None:
         if self._subscription is not None and not self._lost:
             return
-        await self._unsubscribe()
+        await self._retire_inbox()
+        if self._stopped:
+            return
         self._lost = False
         self._credit = 0
         self._inbox = f"{self._connection.inbox_prefix}.pull.{secrets.token_hex(12)}"
@@ -153,10 +151,10 @@ class PullConsumer:
         )
         self._last_heard = time.monotonic()
 
-    async def _unsubscribe(self) -> None:
+    async def _retire_inbox(self) -> None:
         subscription, self._subscription = self._subscription, None
-        if subscription is not None and self._connection.connected:
-            await subscription.unsubscribe()
+        if subscription is not None:
+            await self._connection.client.retire(subscription, RETIRE_TIMEOUT_S)
 
     async def _ask_for_room(self) -> None:
         free = self._worth_asking()
@@ -206,11 +204,12 @@ class PullConsumer:
             return
         left = headers.get("Nats-Pending-Messages")
         self._credit = max(0, self._credit - int(left)) if left is not None else 0
-        deleted = "Deleted" in headers.get("Description", "")
-        if status in _GONE or deleted:
-            self._pause()
-        elif status in _ENDS_A_PULL:
+        if left is not None:
             self._failures = 0
+        else:  # refused, or cut off by what happened to the consumer; at once again would be a hot loop
+            gone = status == _NO_RESPONDERS or "Deleted" in headers.get("Description", "")
+            self._lost = not gone  # which of our pulls are still open is not known, so all must end
+            self._pause()
         self._wake.set()
 
     def _pause(self) -> None:
