@@ -16,15 +16,15 @@ from pydantic import ValidationError
 from infra.connections.attempts import Attempts
 from infra.connections.blobs import open_blobs
 from infra.connections.checks import check_connections, explain_settings_error
-from infra.connections.clients import Role, open_nats, open_redis
+from infra.connections.clients import NatsConnection, Role, open_nats, open_redis
 from infra.connections.clock import BrokerClock
 from infra.connections.jobs import CancelledJobs
 from infra.connections.placement import Placement
 from infra.connections.pulling import Settler
 from infra.connections.requests import Requests
 from infra.connections.results import Results
-from infra.connections.settings import BlobSettings, LogSettings, NatsSettings, RedisSettings, StreamSettings
 from infra.connections.telemetry import OperationsServer, configure_logging
+from infra.connections.tenants import Tenancy
 from schemas.errors import ModelUnavailable
 from schemas.subjects import Lane
 from workers import metrics
@@ -32,7 +32,7 @@ from workers.answers import Outlets
 from workers.engines.base import DeviceLost
 from workers.models import LoadedModel, load_model
 from workers.repository import scan
-from workers.settings import WorkerSettings
+from workers.settings import Settings, WorkerSettings
 from workers.worker import Surroundings, Worker
 
 log = structlog.get_logger()
@@ -44,64 +44,65 @@ EXIT_BAD_SETTINGS = 2
 def main() -> int:
     """Run until SIGTERM, then drain. Returns the exit status."""
     try:
-        settings = WorkerSettings()
-        nats, redis, blobs = NatsSettings(), RedisSettings(), BlobSettings()
-        streams = StreamSettings()
-        configure_logging(LogSettings(), service="worker")
+        settings = Settings()
     except ValidationError as error:
         print(explain_settings_error(error), file=sys.stderr)  # noqa: T201 - there is no log yet
         return EXIT_BAD_SETTINGS
+    configure_logging(settings.log, service="worker")
     if "--check" in sys.argv[1:]:
-        return asyncio.run(check_connections(nats, redis, Role.WORKER))
+        return asyncio.run(check_connections(settings.nats, settings.redis, Role.WORKER))
     try:
-        return uvloop.run(_serve(settings, nats, redis, blobs, streams))
+        return uvloop.run(_serve(settings))
     except* DeviceLost as lost:
         log.error("engine lost; ending the process", reason=str(lost.exceptions[0]))
         # The engine's thread may never return, so the interpreter must not wait for it.
         os._exit(EXIT_DEVICE_LOST)
 
 
-async def _serve(
-    settings: WorkerSettings,
-    nats: NatsSettings,
-    redis: RedisSettings,
-    blob_settings: BlobSettings,
-    streams: StreamSettings,
-) -> int:
-    models = await asyncio.to_thread(load_models, settings)
+async def _serve(settings: Settings) -> int:
+    models = await asyncio.to_thread(load_models, settings.worker)
     if not models:
-        log.error("no model to serve", repository=str(settings.model_repository), models=settings.models)
+        repository = str(settings.worker.model_repository)
+        log.error("no model to serve", repository=repository, models=settings.worker.models)
         return 1
-    blobs = open_blobs(blob_settings)
-    threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
-    async with open_nats(nats, Role.WORKER) as connection, open_redis(redis) as redis_client:
-        requests = Requests(connection, timeout_s=nats.ack_timeout_s)
+    threads = ThreadPoolExecutor(settings.worker.prepare_threads, thread_name_prefix="prepare")
+    async with (
+        open_nats(settings.nats, Role.WORKER) as connection,
+        open_redis(settings.redis) as redis_client,
+    ):
+        timeout_s = settings.nats.ack_timeout_s
+        requests = Requests(connection, timeout_s=timeout_s)
         await requests.open()
-        worker_id = f"{socket.gethostname()}-{os.getpid()}-{connection.instance}"
-        around = Surroundings(
-            connection=connection,
-            outlets=Outlets(
-                worker=worker_id,
-                connection=connection,
-                requests=requests,
-                results=Results(connection, requests, timeout_s=nats.ack_timeout_s),
-                blobs=blobs,
-                settler=Settler(connection, requests),
-                attempts=Attempts(connection, requests, worker=worker_id, timeout_s=nats.ack_timeout_s),
-            ),
-            clock=BrokerClock(requests),
-            cancelled=CancelledJobs(connection, requests, timeout_s=nats.ack_timeout_s),
-            placement=Placement(redis_client),
-            threads=threads,
-        )
         worker = Worker(
             models,
-            around,
-            device=settings.device,
-            ack_wait_s={lane: streams.ack_wait_of(lane) for lane in Lane},
-            max_starts=streams.max_deliver,
+            Surroundings(
+                connection=connection,
+                outlets=_outlets(settings, connection, requests),
+                clock=BrokerClock(requests),
+                cancelled=CancelledJobs(connection, requests, timeout_s=timeout_s),
+                placement=Placement(redis_client),
+                threads=threads,
+                tenancy=Tenancy(settings.tenants.signing_key),
+            ),
+            device=settings.worker.device,
+            ack_wait_s={lane: settings.streams.ack_wait_of(lane) for lane in Lane},
+            max_starts=settings.streams.max_deliver,
         )
-        return await _run_until_told(worker, settings)
+        return await _run_until_told(worker, settings.worker)
+
+
+def _outlets(settings: Settings, connection: NatsConnection, requests: Requests) -> Outlets:
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{connection.instance}"
+    timeout_s = settings.nats.ack_timeout_s
+    return Outlets(
+        worker=worker_id,
+        connection=connection,
+        requests=requests,
+        results=Results(connection, requests, timeout_s=timeout_s),
+        blobs=open_blobs(settings.blobs),
+        settler=Settler(connection, requests),
+        attempts=Attempts(connection, requests, worker=worker_id, timeout_s=timeout_s),
+    )
 
 
 async def _run_until_told(worker: Worker, settings: WorkerSettings) -> int:

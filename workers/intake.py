@@ -17,9 +17,10 @@ from infra.connections.blobs import BlobStore
 from infra.connections.clients import NatsConnection
 from infra.connections.clock import BrokerClock
 from infra.connections.pulling import Delivery, PullConsumer
+from infra.connections.tenants import Tenancy
 from schemas.envelope import BlobRef, InferRequest, decode_request
 from schemas.errors import Cancelled, DeadlineExceeded, InferenceError, Internal, InvalidInput, Poison
-from schemas.headers import RequestHeaders, read_headers, read_reply_to
+from schemas.headers import RequestHeaders, read_reply_to
 from schemas.jobs import AttemptEvent
 from schemas.subjects import Lane, consumer_name, parse_infer_subject
 from workers import metrics
@@ -60,6 +61,7 @@ class IntakeSources:
     is_cancelled: Callable[[str, str], bool]  # of a tenant and a job
     threads: Executor
     attempts: Attempts
+    tenancy: Tenancy
 
 
 class Intake:
@@ -172,7 +174,8 @@ class Intake:
             self._spawn(self._refuse(delivery, headers, error))
 
     def _read_headers(self, delivery: Delivery) -> RequestHeaders:
-        return read_headers(delivery.headers, fallback_id=f"{delivery.stream}:{delivery.stream_seq}")
+        fallback_id = f"{delivery.stream}:{delivery.stream_seq}"
+        return self._sources.tenancy.read(delivery.headers, fallback_id=fallback_id)
 
     def _check_wanted(self, delivery: Delivery, headers: RequestHeaders) -> None:
         """Raise if the answer came too late to be of use, or is no longer asked for."""

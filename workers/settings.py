@@ -1,9 +1,13 @@
 """The worker's settings, read once in `__main__`."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.connections.settings import BlobSettings, LogSettings, NatsSettings, RedisSettings, StreamSettings
+from infra.connections.tenants import TenantSettings
 
 
 def _named(name: str) -> AliasChoices:
@@ -46,3 +50,16 @@ class WorkerSettings(BaseSettings):
     metrics_port: int = Field(default=9101, ge=0, le=65535, description="of /metrics and /health; 0 is any")
     prepare_threads: int = Field(default=2, ge=1, le=64, description="threads that decode and preprocess")
     drain_grace_s: float = Field(default=25.0, ge=0, description="must be under the pod's grace period")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a worker reads from its environment. Raises ValidationError."""
+
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    nats: NatsSettings = field(default_factory=NatsSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
+    blobs: BlobSettings = field(default_factory=BlobSettings)
+    streams: StreamSettings = field(default_factory=StreamSettings)
+    tenants: TenantSettings = field(default_factory=TenantSettings)
+    log: LogSettings = field(default_factory=LogSettings)

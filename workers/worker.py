@@ -20,6 +20,7 @@ from infra.connections.placement import Placement
 from infra.connections.requests import ApiError
 from infra.connections.streams import DELIVERY_SLACK
 from infra.connections.telemetry import HealthReport
+from infra.connections.tenants import Tenancy
 from schemas.errors import Unavailable
 from schemas.placement import HEARTBEAT_S, WorkerState, WorkerStatus
 from schemas.subjects import Lane
@@ -46,6 +47,7 @@ class Surroundings:
     cancelled: CancelledJobs
     placement: Placement
     threads: Executor
+    tenancy: Tenancy
 
 
 class ServedModel:
@@ -77,6 +79,7 @@ class ServedModel:
             is_cancelled=around.cancelled,
             threads=around.threads,
             attempts=around.outlets.attempts,
+            tenancy=around.tenancy,
         )
         self.intake = Intake(
             model, sources, answers, held=self.held, max_starts=max_starts, offer=self.runner.offer
