@@ -82,6 +82,10 @@ class Answers:
                 await asyncio.sleep(delay_s)
         log.error("answer given up", request_id=headers.id, model=self._model, attempt=delivery.attempt)
 
+    async def note_start(self, delivery: Delivery, headers: RequestHeaders) -> None:
+        """Store that a request is started once more in the same delivery. Raises Unavailable."""
+        await self._outlets.attempts.record(headers, delivery.attempt, AttemptEvent.STARTED)
+
     async def already_stored(self, headers: RequestHeaders) -> bool:
         """Say whether a job's item has its record. Raises Unavailable."""
         if headers.job is None:

@@ -152,7 +152,15 @@ class Runner:
             if len(batch) == 1:
                 return [error]
         log.warning("batch split", model=self._model.name, requests=len(batch))
-        return [outcome for request in batch for outcome in await self._run_or_split([request])]
+        return [await self._run_alone(request) for request in batch]
+
+    async def _run_alone(self, request: PreparedRequest) -> Outcome:
+        """Run a request whose batch failed. That is another start, so it is counted before it happens."""
+        try:
+            await self._answers.note_start(request.delivery, request.headers)
+            return (await self._run_in_thread([request.arrays]))[0]
+        except InferenceError as error:
+            return error
 
     async def _run_in_thread(self, arrays: list[Arrays]) -> Sequence[Arrays]:
         """Run on the engine's thread. A run that does not end in time can not be stopped: DeviceLost."""
