@@ -61,6 +61,7 @@ async def _serve(
             Results(connection, requests, timeout_s=nats.ack_timeout_s),
             open_blobs(blobs),
             known=lambda: reconciler.known,
+            certain=lambda: reconciler.certain,
             period_s=settings.sweep_s,
             grace_s=settings.unknown_model_grace_s,
             blob_ttl_s=blobs.ttl_s,

@@ -43,6 +43,7 @@ class Sweeper:
         blobs: BlobStore,
         *,
         known: Callable[[], frozenset[str]],
+        certain: Callable[[], bool],
         period_s: float,
         grace_s: float,
         blob_ttl_s: float,
@@ -54,6 +55,7 @@ class Sweeper:
         self._blobs = blobs
         self._clock = BrokerClock(requests)
         self._known = known
+        self._certain = certain
         self._period_s = period_s
         self._grace_s = grace_s
         self._blob_ttl_s = blob_ttl_s
@@ -73,12 +75,18 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Do one round and return how many requests it ended. Raises Unavailable or ApiError."""
+        if not self._certain():  # a model may be served, and we have not heard of it
+            return 0
         await self._clock.sync()
         ended = 0
         for stream in (INFER_STREAM, LIVE_STREAM):
-            for subject, count in (await self._streams.subject_counts(stream, "infer.>")).items():
-                if not self._is_served(subject):
-                    ended += await self._end_all(stream, subject, min(count, BATCH))
+            stored = await self._streams.subject_counts(stream, "infer.>")
+            unserved = {subject for subject in stored if not self._is_served(subject)}
+            odd = {subject for subject in unserved if not _names_itself_alone(subject)}
+            for subject in unserved - odd:
+                ended += await self._end_all(stream, subject, {subject})
+            if odd:
+                ended += await self._end_all(stream, "infer.>", odd)
         return ended
 
     def _is_served(self, subject: str) -> bool:
@@ -87,13 +95,18 @@ class Sweeper:
         except InvalidInput:
             return False
 
-    async def _end_all(self, stream: str, subject: str, at_most: int) -> int:
-        for ended in range(at_most):
-            old = await self._streams.oldest(stream, subject)
+    async def _end_all(self, stream: str, subjects: str, unserved: set[str]) -> int:
+        """End what is stored on a subject of `unserved`, looking at the oldest that match `subjects`."""
+        ended, seq = 0, 1
+        for _ in range(BATCH):
+            old = await self._streams.oldest(stream, subjects, from_seq=seq)
             if old is None or self._clock.age_s(old.stored_at_ns) < self._grace_s:
-                return ended
-            await self._end(stream, old.message)
-        return at_most
+                break
+            seq = old.message.seq + 1
+            if old.message.subject in unserved:
+                await self._end(stream, old.message)
+                ended += 1
+        return ended
 
     async def _end(self, stream: str, message: Stored) -> None:
         """Tell the caller, keep a copy, and only then delete: a crash in between repeats all of it."""
@@ -124,3 +137,11 @@ class Sweeper:
             )
         if headers.reply_to is not None:
             await send_reply(self._connection, headers.reply_to, encode_reply(failure, headers.content_type))
+
+
+def _names_itself_alone(subject: str) -> bool:
+    """Say whether a subject, read as a filter, finds what is stored on it and nothing else.
+
+    The server stores what is published to `infer.*.live`, and to subjects that are no UTF-8.
+    """
+    return "\ufffd" not in subject and not {"*", ">"} & set(subject.split("."))

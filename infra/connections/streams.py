@@ -14,6 +14,7 @@ import structlog
 from infra.connections.reading import Stored
 from infra.connections.requests import ApiError, Requests
 from infra.connections.settings import StreamSettings
+from schemas.errors import InvalidInput
 from schemas.subjects import (
     ADVISORIES_STREAM,
     ATTEMPTS_STREAM,
@@ -25,6 +26,7 @@ from schemas.subjects import (
     Lane,
     consumer_name,
     infer_subject,
+    model_of_token,
 )
 
 log = structlog.get_logger()
@@ -169,6 +171,16 @@ class Streams:
                 {"stream_name": lane.stream, "config": config},
             )
 
+    async def declared_models(self) -> set[str]:
+        """List the models that have consumers, whoever declared them."""
+        names: list[str] = []
+        while True:
+            answer = await self._requests.api(f"CONSUMER.NAMES.{INFER_STREAM}", {"offset": len(names)})
+            page = answer.get("consumers") or []
+            names += page
+            if not page or len(names) >= answer.get("total", 0):
+                return {model for name in names if (model := _model_of(name)) is not None}
+
     async def backlog(self, model: str, lane: Lane) -> Backlog:
         """Read how far behind one consumer is. Raises ApiError if it does not exist."""
         info = await self._requests.api(f"CONSUMER.INFO.{lane.stream}.{consumer_name(model, lane)}")
@@ -217,6 +229,13 @@ class Streams:
             read += len(page)
             if not page or read >= info.get("total", 0):
                 return counts
+
+
+def _model_of(consumer: str) -> str | None:
+    try:
+        return model_of_token(consumer.rpartition("-")[0])
+    except InvalidInput:
+        return None  # a stranger's
 
 
 def _header_map(raw: bytes) -> dict[str, str]:
