@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from gateway.app import create_app
 from gateway.check import check
 from gateway.front import Front
-from gateway.settings import Settings, explain
+from gateway.settings import MissingSigningKey, Settings, explain
 from infra.connections.telemetry import configure_logging
 
 log = structlog.get_logger()
@@ -75,6 +75,9 @@ def _read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         sys.stderr.write("".join(f"gateway: {line}\n" for line in explain(error)))
+        sys.exit(WRONG_SETTINGS)
+    except MissingSigningKey as error:
+        sys.stderr.write(f"gateway: {error}\n")
         sys.exit(WRONG_SETTINGS)
 
 

@@ -20,6 +20,11 @@ class Keys:
     def __init__(self, digests: Sequence[tuple[bytes, str]]) -> None:
         self._digests = tuple(digests)
 
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Whose keys these are."""
+        return frozenset(tenant for _, tenant in self._digests)
+
     def tenant_of(self, authorization: Sequence[str]) -> str:
         """Name the tenant whose key the `Authorization` header holds. Raises Unauthorized."""
         if not authorization:

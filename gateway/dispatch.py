@@ -22,9 +22,10 @@ from gateway.call import Call
 from infra.connections.clients import NatsConnection
 from infra.connections.replies import ReplyInbox
 from infra.connections.requests import Question, Requests, read_pub_ack
+from infra.connections.tenants import Tenancy
 from schemas.envelope import InferRequest, Result, encode_request, error_of
 from schemas.errors import DeadlineExceeded, InferenceError, Unavailable
-from schemas.headers import RequestHeaders, write_headers
+from schemas.headers import RequestHeaders
 from schemas.subjects import Lane, infer_subject
 
 RECONNECT_GRACE_S = 3.0
@@ -91,6 +92,7 @@ class QueueDispatcher:
         requests: Requests,
         inbox: ReplyInbox,
         envelopes: Envelopes,
+        tenancy: Tenancy,
         *,
         ack_timeout_s: float,
     ) -> None:
@@ -98,6 +100,7 @@ class QueueDispatcher:
         self._requests = requests
         self._inbox = inbox
         self._envelopes = envelopes
+        self._tenancy = tenancy
         self._ack_timeout_s = ack_timeout_s
         self._waiting: set[_Waiting] = set()
         self._reconnected = asyncio.Event()
@@ -161,7 +164,7 @@ class QueueDispatcher:
     async def _publish(self, waiting: _Waiting) -> None:
         if waiting.question is not None:
             self._requests.forget(waiting.question)
-        headers = write_headers(waiting.headers)
+        headers = self._tenancy.write(waiting.headers)
         waiting.question = await self._requests.begin(waiting.subject, waiting.body, headers)
         waiting.awaited_ack = waiting.question.answer
         waiting.question.answer.add_done_callback(waiting.acknowledged)

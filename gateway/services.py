@@ -27,6 +27,7 @@ from infra.connections.placement import Placement
 from infra.connections.replies import ReplyInbox
 from infra.connections.requests import Requests
 from infra.connections.results import Results
+from infra.connections.tenants import Tenancy
 
 log = structlog.get_logger()
 
@@ -51,6 +52,7 @@ class _Queue:
     inbox: ReplyInbox
     jobs: Jobs
     results: Results
+    tenancy: Tenancy
     timeout_s: float
 
 
@@ -69,7 +71,12 @@ async def open_services(settings: Settings, dispatcher: Dispatcher | None) -> As
         catalogue = Catalogue(Placement(redis))
         await catalogue.refresh()
         live = QueueDispatcher(
-            queue.connection, queue.requests, queue.inbox, envelopes, ack_timeout_s=queue.timeout_s
+            queue.connection,
+            queue.requests,
+            queue.inbox,
+            envelopes,
+            queue.tenancy,
+            ack_timeout_s=queue.timeout_s,
         )
         endless = [
             tasks.create_task(live.keep_waiting_ones_published(), name="publish again"),
@@ -93,7 +100,12 @@ def _assemble(
 ) -> Services:
     window, max_body_bytes = settings.publish_window, settings.max_body_bytes
     submission = Submission(
-        queue.requests, queue.jobs, envelopes, window=window, ack_timeout_s=queue.timeout_s
+        queue.requests,
+        queue.jobs,
+        envelopes,
+        queue.tenancy,
+        window=window,
+        ack_timeout_s=queue.timeout_s,
     )
     cancellation = Cancellation(queue.jobs, queue.results, tasks, window=window)
     predictions = Predictions(
@@ -135,7 +147,8 @@ async def _open_queue(settings: Settings) -> AsyncIterator[_Queue]:
         patience.reschedule(None)
         jobs = Jobs(connection, requests, timeout_s=timeout_s)
         results = Results(connection, requests, timeout_s=timeout_s)
-        yield _Queue(connection, requests, inbox, jobs, results, timeout_s)
+        tenancy = Tenancy(settings.tenants.signing_key)
+        yield _Queue(connection, requests, inbox, jobs, results, tenancy, timeout_s)
 
 
 @asynccontextmanager

@@ -7,10 +7,15 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gateway.auth import parse_keys
+from gateway.auth import Keys, parse_keys
 from infra.connections.settings import BlobSettings, LogSettings, NatsSettings, RedisSettings
+from infra.connections.tenants import Tenancy, TenantSettings
 
 ENV_PREFIX = "GATEWAY_"
+
+
+class MissingSigningKey(Exception):
+    """There is an API key for a tenant other than `public`, and nothing to sign its requests with."""
 
 
 class GatewaySettings(BaseSettings):
@@ -43,6 +48,11 @@ class GatewaySettings(BaseSettings):
     auth: Literal["keys", "off"] = Field(default="keys", validation_alias="AUTH")
 
     @property
+    def caller_keys(self) -> Keys | None:
+        """The keys of tenants; None if callers need none."""
+        return None if self.auth == "off" else parse_keys(self.api_keys.get_secret_value())
+
+    @property
     def on_loopback(self) -> bool:
         """Say whether only this machine can reach the gateway."""
         return is_loopback(self.host)
@@ -71,13 +81,25 @@ class GatewaySettings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that a gateway reads from its environment. Raises ValidationError."""
+    """Everything that a gateway reads from its environment. Raises ValidationError, MissingSigningKey."""
 
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     nats: NatsSettings = field(default_factory=NatsSettings)
     redis: RedisSettings = field(default_factory=RedisSettings)
     blobs: BlobSettings = field(default_factory=BlobSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    tenants: TenantSettings = field(default_factory=TenantSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse keys of a tenant whose requests no worker would take."""
+        tenancy = Tenancy(self.tenants.signing_key)
+        keys = self.gateway.caller_keys
+        for tenant in () if keys is None else sorted(keys.tenants):
+            if not tenancy.may_sign(tenant):
+                raise MissingSigningKey(
+                    f"TENANT_SIGNING_KEY: is missing, and API_KEYS names the tenant {tenant!r}; "
+                    "give gateways, workers and scheduler the same one"
+                )
 
 
 def is_loopback(host: str) -> bool:

@@ -11,9 +11,10 @@ from gateway.call import Call
 from gateway.pipeline import Message, Pipeline
 from infra.connections.jobs import Jobs
 from infra.connections.requests import Requests
+from infra.connections.tenants import Tenancy
 from schemas.envelope import InferRequest, encode_request
 from schemas.errors import InferenceError, Unavailable
-from schemas.headers import RequestHeaders, write_headers
+from schemas.headers import RequestHeaders
 from schemas.jobs import JobRecord
 from schemas.models import ModelCard
 from schemas.subjects import Lane, infer_subject
@@ -39,11 +40,19 @@ class Submission:
     """Submits jobs. Whoever gets a JobRecord back may answer 202."""
 
     def __init__(
-        self, requests: Requests, jobs: Jobs, envelopes: Envelopes, *, window: int, ack_timeout_s: float
+        self,
+        requests: Requests,
+        jobs: Jobs,
+        envelopes: Envelopes,
+        tenancy: Tenancy,
+        *,
+        window: int,
+        ack_timeout_s: float,
     ) -> None:
         self._requests = requests
         self._jobs = jobs
         self._envelopes = envelopes
+        self._tenancy = tenancy
         self._window = window
         self._ack_timeout_s = ack_timeout_s
 
@@ -88,7 +97,7 @@ class Submission:
             traceparent=call.traceparent,
         )
         body, _ = await self._envelopes.pack(call.tenant, encode_request(request))
-        return Message(infer_subject(record.model, record.lane), write_headers(headers), body)
+        return Message(infer_subject(record.model, record.lane), self._tenancy.write(headers), body)
 
 
 def new_record(job: NewJob, *, items: int, receiving: bool = False) -> JobRecord:

@@ -9,7 +9,15 @@ import typer
 
 from scripts.cli.exits import Exit, Stop
 from scripts.cli.target import DATA, KEY_VARIABLE, URL_VARIABLE, Data
-from scripts.stack.folder import API_KEY, VALKEY_PASSWORD, BadFolder, DataFolder, Endpoints, api_keys
+from scripts.stack.folder import (
+    API_KEY,
+    SIGNING_KEY,
+    VALKEY_PASSWORD,
+    BadFolder,
+    DataFolder,
+    Endpoints,
+    api_keys,
+)
 
 
 class Role(StrEnum):
@@ -59,6 +67,7 @@ def _of_role(role: Role, endpoints: Endpoints, secrets: dict[str, str], folder: 
         variables["REDIS_URL"] = f"redis://:{secrets[VALKEY_PASSWORD]}@{address}"
         variables["BLOB_STORE"] = f"file://{folder.blobs}"
         variables["MODEL_REPOSITORY"] = endpoints.models
+        variables[SIGNING_KEY] = secrets[SIGNING_KEY]
     if role is Role.GATEWAY:
         variables["API_KEYS"] = api_keys(secrets)
     return variables

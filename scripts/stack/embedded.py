@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.stack.folder import VALKEY_PASSWORD, DataFolder, Endpoints, api_keys
+from scripts.stack.folder import SIGNING_KEY, VALKEY_PASSWORD, DataFolder, Endpoints, api_keys
 from scripts.stack.policy import stream_limits
 from scripts.stack.ports import LOOPBACK, Wanted
 from scripts.stack.ready import http_ready, valkey_ready
@@ -192,6 +192,7 @@ def _common(plan: Plan, role: str) -> dict[str, str]:
         "NATS_PASSWORD": plan.secrets[f"NATS_{role.upper()}_PASSWORD"],
         "REDIS_URL": f"redis://:{plan.secrets[VALKEY_PASSWORD]}@{LOOPBACK}:{plan.ports[VALKEY]}/0",
         "BLOB_STORE": f"file://{plan.folder.blobs}",
+        SIGNING_KEY: plan.secrets[SIGNING_KEY],
         "MODEL_REPOSITORY": str(plan.models),
         "PYTHONUNBUFFERED": "1",
         # A folder called `workers` where the user stands must not take the place of ours.

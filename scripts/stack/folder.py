@@ -1,7 +1,7 @@
 """The data folder of `up`: who owns it, its passwords, and where its servers listen.
 
 lock            held while `up` runs
-secrets.env     passwords and the API key, created once, readable by its owner only
+secrets.env     passwords, the API key and the signing key, created once, readable by its owner only
 endpoints.json  addresses, there while `up` runs
 nats/ valkey/ blobs/ models/
 """
@@ -21,7 +21,13 @@ from scripts.stack.servers import NATS_PASSWORDS
 DEFAULT_DATA = Path(".model-serving")
 API_KEY = "API_KEY"
 VALKEY_PASSWORD = "VALKEY_PASSWORD"  # noqa: S105 - the name of a variable
-_SECRETS = (*(f"NATS_{who.upper()}_PASSWORD" for who in NATS_PASSWORDS), VALKEY_PASSWORD, API_KEY)
+SIGNING_KEY = "TENANT_SIGNING_KEY"
+_SECRETS = (
+    *(f"NATS_{who.upper()}_PASSWORD" for who in NATS_PASSWORDS),
+    VALKEY_PASSWORD,
+    API_KEY,
+    SIGNING_KEY,
+)
 
 
 class FolderInUse(Exception):

@@ -24,6 +24,7 @@ from infra.connections.requests import Requests
 from infra.connections.results import Results
 from infra.connections.settings import BlobSettings, StreamSettings
 from infra.connections.streams import Streams, stream_configs
+from infra.connections.tenants import Tenancy, TenantSettings
 from schemas.envelope import (
     BlobRef,
     InferRequest,
@@ -34,7 +35,7 @@ from schemas.envelope import (
     failure_of,
 )
 from schemas.errors import InferenceError, Unavailable
-from schemas.headers import RequestHeaders, read_headers
+from schemas.headers import RequestHeaders
 from schemas.jobs import ItemState, item_state_of
 from schemas.models import ModelCard, Signature, TensorSpec
 from schemas.placement import WorkerState, WorkerStatus
@@ -43,6 +44,7 @@ from tests.servers import NatsServer, ValkeyServer
 
 KEY = "a-key-of-acme-0123456789"
 OTHER_KEY = "a-key-of-umbrella-0123456789"
+SIGNING_KEY = SecretStr("what-gateways-and-workers-share")
 
 ECHO = ModelCard(
     name="echo",
@@ -230,6 +232,7 @@ def _settings(
         nats=nats_server.settings("gateway"),
         redis=valkey_server.settings(),
         blobs=BlobSettings(store=f"file://{folder / 'blobs'}", inline_limit_bytes=64 * 1024),
+        tenants=TenantSettings(signing_key=SIGNING_KEY),
     )
 
 
@@ -250,6 +253,7 @@ class _Worker:
         self._stand = stand
         self._connection = connection
         self._settler = Settler(connection, requests)
+        self._tenancy = Tenancy(SIGNING_KEY)
         self._deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
         self._consumers: list[PullConsumer] = []
 
@@ -272,7 +276,7 @@ class _Worker:
                     consumer.top_up()
 
     async def _answer(self, delivery: Delivery) -> None:
-        headers = read_headers(delivery.headers, fallback_id="none")
+        headers = self._tenancy.read(delivery.headers, fallback_id="none")
         request = decode_request(delivery.body, headers.content_type)
         if isinstance(request, BlobRef):
             body = await self._stand.blobs.get(headers.tenant, request)

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.gateway_stand import KEY, Stand, standing
+from tests.integration.gateway_stand import KEY, SIGNING_KEY, Stand, standing
 from tests.servers import NatsServer, ValkeyServer, free_port, wait_until
 
 pytestmark = pytest.mark.integration
@@ -34,6 +34,7 @@ def environment(nats_server: NatsServer, valkey_server: ValkeyServer, tmp_path: 
     return {
         "PATH": os.environ["PATH"],
         "API_KEYS": f"acme:{KEY}",
+        "TENANT_SIGNING_KEY": SIGNING_KEY.get_secret_value(),
         "GATEWAY_PORT": str(free_port()),
         "NATS_URL": f"nats://127.0.0.1:{nats_server.port}",
         "NATS_USER": "gateway",
@@ -162,6 +163,15 @@ def test_a_public_address_without_keys_ends_it_with_2(environment: dict[str, str
     assert (ended.returncode, "AUTH=off is refused" in ended.stderr) == (2, True)
 
 
+def test_a_tenant_without_a_signing_key_ends_it_with_2_and_the_name(environment: dict[str, str]) -> None:
+    del environment["TENANT_SIGNING_KEY"]
+    ended = run(environment)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("gateway: TENANT_SIGNING_KEY: ")
+    assert "'acme'" in ended.stderr
+    assert run(environment | {"API_KEYS": KEY}, "--check").returncode == 0
+
+
 async def test_sigterm_lets_what_is_under_way_finish_and_exits_with_0(
     stand: Standing, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -185,7 +195,7 @@ async def test_sigterm_lets_what_is_under_way_finish_and_exits_with_0(
 def _refuses(process: Process) -> bool:
     try:
         httpx.get(f"{process.http.base_url}/health/live", timeout=5)
-    except httpx.ConnectError:
+    except httpx.TransportError:  # refused, or accepted in its last moment and reset
         return True
     return False
 

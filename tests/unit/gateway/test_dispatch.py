@@ -14,6 +14,7 @@ from gateway.dispatch import QueueDispatcher
 from infra.connections.blobs import BlobStore, FolderBlobs
 from infra.connections.replies import ReplyInbox
 from infra.connections.requests import Requests
+from infra.connections.tenants import Tenancy
 from schemas.envelope import BlobRef, Failure, InferRequest, Result, decode_request
 from schemas.errors import (
     DeadlineExceeded,
@@ -72,7 +73,9 @@ async def staged(folder: Path, *, ack_timeout_s: float = 1.0) -> AsyncIterator[S
     tasks = asyncio.TaskGroup()
     await tasks.__aenter__()
     envelopes = Envelopes(blobs, tasks)
-    dispatcher = QueueDispatcher(nats.connection, requests, inbox, envelopes, ack_timeout_s=ack_timeout_s)
+    dispatcher = QueueDispatcher(
+        nats.connection, requests, inbox, envelopes, Tenancy(None), ack_timeout_s=ack_timeout_s
+    )
     keeping = tasks.create_task(dispatcher.keep_waiting_ones_published())
     yield Stage(nats, dispatcher, inbox, folder)
     keeping.cancel()

@@ -47,6 +47,14 @@ def test_only_the_gateway_gets_the_api_keys_and_the_public_host(tmp_path: Path) 
     assert specs["gateway"].where.startswith("http://127.0.0.1:")
 
 
+def test_the_services_share_the_signing_key_and_the_servers_never_see_it(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path)
+    holders = {spec.name: spec.environment.get("TENANT_SIGNING_KEY") for spec in embedded_specs(plan)}
+    key = plan.secrets["TENANT_SIGNING_KEY"]
+    services = dict.fromkeys(("scheduler", "worker", "gateway"), key)
+    assert holders == {"nats": None, "valkey": None, **services}
+
+
 def test_a_stream_limit_of_the_user_is_kept(tmp_path: Path) -> None:
     specs = by_name(a_plan(tmp_path, {"STREAM_MAX_BYTES": "12345678"}))
     assert specs["scheduler"].environment["STREAM_MAX_BYTES"] == "12345678"
