@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from infra.connections.clients import NatsConnection, Role, open_nats
 from infra.connections.requests import ApiError, PubAck, Requests
@@ -107,9 +107,9 @@ async def remove_streams(link: Link) -> None:
 class RawConnection:
     """A connection that writes the protocol by hand, so that no client keeps it from doing harm."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, reader: BinaryIO) -> None:
         self._socket = connection
-        self._reader = connection.makefile("rb")
+        self._reader = reader
 
     def publish(self, subject: bytes, body: bytes = b"x", headers: bytes | None = None) -> None:
         """Publish these very bytes, and return when the server has taken them."""
@@ -137,8 +137,9 @@ def raw_connection(server: NatsServer, role: Role = Role.PUBLISHER) -> Iterator[
         "user": str(role),
         "pass": server.passwords[role],
     }
-    with socket.create_connection((HOST, server.port), timeout=10) as connection:
-        raw = RawConnection(connection)
+    address = (HOST, server.port)
+    with socket.create_connection(address, timeout=10) as connection, connection.makefile("rb") as reader:
+        raw = RawConnection(connection, reader)
         connection.sendall(f"CONNECT {json.dumps(options)}\r\n".encode())
         raw.flush()
         yield raw
