@@ -3,6 +3,7 @@
 Tensors inside `inputs` are checked by `schemas.json_tensors`, which works on whole arrays.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.jobs import ItemState, JobState
 from schemas.models import Signature
 from schemas.subjects import Lane
+from schemas.webhooks import MAX_URL_CHARS
 
 MAX_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 MAX_METADATA = 16
@@ -27,6 +29,18 @@ class _Body(BaseModel):
 
 Version = Annotated[int, Field(ge=1, strict=True)]
 TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS, strict=True, description="deadline, as a duration")]
+
+
+WebhookUrl = Annotated[
+    str,
+    Field(max_length=MAX_URL_CHARS, description="http or https, public: gets a POST when the job has ended"),
+]
+
+
+class Webhook(_Body):
+    """Who is told when a job has ended; `docs/WEBHOOKS.md` says how."""
+
+    url: WebhookUrl
 
 
 class PredictBody(_Body):
@@ -56,6 +70,7 @@ class UploadQuery(_Body):
     version: Annotated[int, Field(ge=1)] | None = None
     timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)] | None = None
     priority: Lane = Lane.BATCH
+    webhook: WebhookUrl | None = None
 
 
 class JobItem(_Body):
@@ -76,6 +91,7 @@ class JobBody(_Body):
     timeout_ms: TimeoutMs | None = None
     priority: Lane = Lane.BATCH
     metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] = Field(default_factory=dict)
+    webhook: Webhook | None = None
 
 
 class JobCounts(BaseModel):
@@ -87,6 +103,20 @@ class JobCounts(BaseModel):
     cancelled: int = 0
     expired: int = 0
     pending: int = 0
+
+    @classmethod
+    def of(cls, total: int, ended: Mapping[ItemState, int]) -> "JobCounts":
+        """Count the items of a job of which so many ended how."""
+        by_state = {str(state): ended.get(state, 0) for state in ItemState}
+        return cls(total=total, pending=max(0, total - sum(ended.values())), **by_state)
+
+
+class WebhookStatus(BaseModel):
+    """Whom a job tells of its end, and whether that was heard."""
+
+    url: str
+    delivered: bool = False
+    attempts: int = 0
 
 
 class OutputTensor(BaseModel):
@@ -146,6 +176,7 @@ class JobStatus(BaseModel):
     counts: JobCounts
     created_at: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    webhook: WebhookStatus | None = None
     result: Annotated[ItemResult | None, Field(description="of a job of one item that has ended")] = None
 
 

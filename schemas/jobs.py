@@ -57,6 +57,7 @@ class JobRecord:
     deadline_ms: StrictInt | None = None
     receiving: StrictBool = False
     metadata: dict[StrictStr, StrictStr] = field(default_factory=dict)
+    webhook: StrictStr | None = None  # the URL to tell of its end
     v: StrictInt = 1
 
 
@@ -84,8 +85,11 @@ _RECORD: TypeAdapter[JobRecord] = TypeAdapter(JobRecord)
 
 
 def encode_job(record: JobRecord) -> bytes:
-    """Encode a job's record as msgpack."""
-    packed: bytes = msgpack.packb(_RECORD.dump_python(record, mode="json"), use_bin_type=True)
+    """Encode a job's record as msgpack. What came after the first version is left out where unset."""
+    raw = _RECORD.dump_python(record, mode="json")
+    if record.webhook is None:
+        del raw["webhook"]
+    packed: bytes = msgpack.packb(raw, use_bin_type=True)
     return packed
 
 

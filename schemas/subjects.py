@@ -120,6 +120,11 @@ def cancel_subject(tenant: str, job: str) -> str:
     return f"cancel.{tenant}.{job}"
 
 
+def webhook_subject(tenant: str, job: str) -> str:
+    """Where it is kept how far telling the webhook of a job has come."""
+    return f"webhook.{tenant}.{job}"
+
+
 def result_subject(tenant: str, job: str, item: int | str) -> str:
     """Where the terminal record of one item of a job lives; `*` names all of them."""
     return f"result.{tenant}.{job}.{item}"

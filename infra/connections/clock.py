@@ -23,9 +23,17 @@ class BrokerClock:
         asked = time.monotonic_ns()
         info = await self._requests.api(f"STREAM.INFO.{INFER_STREAM}")
         answered = time.monotonic_ns()
-        broker_ns = int(datetime.fromisoformat(info["ts"]).timestamp() * 1e9)
-        self._offset_ns = broker_ns - (asked + answered) // 2
+        self._offset_ns = unix_ns(info["ts"]) - (asked + answered) // 2
+
+    def now_ns(self) -> int:
+        """Return the broker's time, unix nanoseconds."""
+        return time.monotonic_ns() + self._offset_ns
 
     def age_s(self, stored_at_ns: int) -> float:
         """Return how long ago, at least 0, a message was stored."""
-        return max(0.0, (time.monotonic_ns() + self._offset_ns - stored_at_ns) / 1e9)
+        return max(0.0, (self.now_ns() - stored_at_ns) / 1e9)
+
+
+def unix_ns(timestamp: str) -> int:
+    """Read a time as the server writes it, RFC 3339, to unix nanoseconds, exact to the microsecond."""
+    return int(datetime.fromisoformat(timestamp).timestamp() * 1e6) * 1000

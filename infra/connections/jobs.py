@@ -1,4 +1,4 @@
-"""Job records and cancel marks, in the JOBS stream, so that any gateway answers for any job."""
+"""Job records, cancel marks and webhooks, in the JOBS stream, so that any gateway answers for any job."""
 
 from collections import OrderedDict
 
@@ -10,7 +10,8 @@ from infra.connections.reading import StreamReader
 from infra.connections.requests import Requests
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, decode_job, encode_job
-from schemas.subjects import JOBS_STREAM, cancel_subject, job_subject
+from schemas.subjects import JOBS_STREAM, cancel_subject, job_subject, webhook_subject
+from schemas.webhooks import WebhookRecord, decode_webhook, encode_webhook
 
 log = structlog.get_logger()
 
@@ -18,7 +19,7 @@ MAX_CANCELLED = 100_000
 
 
 class Jobs:
-    """The JOBS stream, as a gateway uses it."""
+    """The JOBS stream: what jobs there are, which are cancelled, and which webhooks were told."""
 
     def __init__(self, connection: NatsConnection, requests: Requests, *, timeout_s: float) -> None:
         self._requests = requests
@@ -49,6 +50,15 @@ class Jobs:
     async def is_cancelled(self, tenant: str, job: str) -> bool:
         """Say whether a job carries the mark."""
         return await self._reader.last(cancel_subject(tenant, job)) is not None
+
+    async def webhook(self, tenant: str, job: str) -> WebhookRecord | None:
+        """Return how far telling the webhook of a job has come, or None while there is nothing to tell."""
+        stored = await self._reader.last(webhook_subject(tenant, job))
+        return None if stored is None else decode_webhook(stored.body)
+
+    async def put_webhook(self, tenant: str, job: str, record: WebhookRecord) -> None:
+        """Store or replace how far it has come. Raises Unavailable if whether it was stored is unknown."""
+        await self._store(webhook_subject(tenant, job), encode_webhook(record))
 
     async def _store(self, subject: str, body: bytes) -> None:
         ack = await self._requests.publish(subject, body)

@@ -6,10 +6,11 @@ Frozen, read once in a `__main__` from the environment, and handed down. Nothing
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.subjects import Lane
+from schemas.webhooks import read_secret, read_secrets
 
 
 class NatsSettings(BaseSettings):
@@ -83,6 +84,44 @@ class BlobSettings(BaseSettings):
     inline_limit_bytes: int = Field(default=768 * 1024, ge=1024, description="larger bodies go to the store")
     ttl_s: float = Field(default=86_400, ge=60, description="blobs older than this may be deleted")
     timeout_s: float = Field(default=30, gt=0)
+
+
+class WebhookSettings(BaseSettings):
+    """Whom webhooks may reach and how they are signed, from `WEBHOOK_*`. Gateway and scheduler read it."""
+
+    model_config = SettingsConfigDict(env_prefix="WEBHOOK_", frozen=True)
+
+    secrets: SecretStr = Field(default=SecretStr(""), description="tenant:whsec_<base64>,...")
+    secret: SecretStr | None = Field(default=None, description="whsec_<base64>, for every other tenant")
+    allow_private: bool = Field(default=False, description="let webhooks reach addresses that are not public")
+    ca_file: Path | None = Field(default=None, description="CA to trust in place of the public ones")
+    timeout_s: float = Field(default=10.0, gt=0, description="deadline of one try")
+    tries: int = Field(default=5, ge=1, le=20)
+    retry_s: float = Field(
+        default=10.0, ge=0, description="wait after the first try; each next is 4x as long"
+    )
+    at_once: int = Field(default=64, ge=1, description="tries under way")
+    per_tenant: int = Field(default=8, ge=1, description="of these, for one tenant")
+
+    @field_validator("secrets")
+    @classmethod
+    def _readable_secrets(cls, secrets: SecretStr) -> SecretStr:
+        read_secrets(secrets.get_secret_value())
+        return secrets
+
+    @field_validator("secret")
+    @classmethod
+    def _readable_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            read_secret(secret.get_secret_value())
+        return secret
+
+    def key_of(self, tenant: str) -> bytes | None:
+        """Return the key that signs for a tenant, or None if it may have no webhooks."""
+        keys = read_secrets(self.secrets.get_secret_value())
+        if tenant in keys or self.secret is None:
+            return keys.get(tenant)
+        return read_secret(self.secret.get_secret_value())
 
 
 class LogSettings(BaseSettings):

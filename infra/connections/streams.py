@@ -90,7 +90,7 @@ def stream_configs(settings: StreamSettings) -> list[dict[str, Any]]:
         kept
         | {
             "name": JOBS_STREAM,
-            "subjects": ["job.*.*", "cancel.*.*"],
+            "subjects": ["job.*.*", "cancel.*.*", "webhook.*.*"],
             "max_msgs_per_subject": 1,
             "max_age": ttl_ns,
         },

@@ -27,7 +27,7 @@ ROLES = ("gateway", "worker", "scheduler", "publisher", "monitor")
 STREAMS = (
     StreamConfig(name="INFER", subjects=["infer.*.batch"], retention=RetentionPolicy.WORK_QUEUE),
     StreamConfig(name="INFER_LIVE", subjects=["infer.*.live"], retention=RetentionPolicy.WORK_QUEUE),
-    StreamConfig(name="JOBS", subjects=["job.*.*", "cancel.*.*"], allow_direct=True),
+    StreamConfig(name="JOBS", subjects=["job.*.*", "cancel.*.*", "webhook.*.*"], allow_direct=True),
     StreamConfig(name="RESULTS", subjects=["result.*.*.*"], allow_direct=True),
     StreamConfig(name="DEAD", subjects=["dead.*"]),
 )
@@ -73,6 +73,8 @@ MAY_PUBLISH = {
         "$JS.ACK.ADVISORIES.sweep.1.1.1.1.0",
         "dead.m1",
         "result.acme.j1.0",
+        "cancel.acme.j1",
+        "webhook.acme.j1",
         "_INBOX_gateway.g1.token",
     ),
     "publisher": ("infer.m1.batch", f"{API}.DIRECT.GET.RESULTS.result.public.j1.0"),
@@ -81,6 +83,7 @@ MAY_PUBLISH = {
 MAY_NOT_PUBLISH = {
     "gateway": (
         "infer.m1.live.more",
+        "webhook.acme.j1",
         "dead.m1",
         "_INBOX_gateway.g1.token",
         "_INBOX_worker.w1.token",
@@ -98,6 +101,7 @@ MAY_NOT_PUBLISH = {
         "infer.m1.batch",
         "job.acme.j1",
         "cancel.acme.j1",
+        "webhook.acme.j1",
         "_INBOX_scheduler.s1.token",
         "_INBOX_monitor.m1.token",
         "$JS.ACK.JOBS.cancels.1.1.1.1.0",
@@ -117,6 +121,7 @@ MAY_NOT_PUBLISH = {
         "result.public.j1.0",
         "job.public.j1",
         "cancel.public.j1",
+        "webhook.public.j1",
         "dead.m1",
         "_INBOX_gateway.g1.token",
         "_INBOX_publisher.p1.token",

@@ -91,7 +91,7 @@ def test_the_bytes_of_a_record_stay_the_same() -> None:
 
 
 def test_keys_of_a_later_version_are_ignored() -> None:
-    later = msgpack.unpackb(encode_job(RECORD)) | {"webhook": "https://example.org"}
+    later = msgpack.unpackb(encode_job(RECORD)) | {"later": "https://example.org"}
     assert decode_job(msgpack.packb(later)) == RECORD
 
 
