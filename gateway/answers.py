@@ -7,7 +7,7 @@ from litestar import Response
 
 from gateway.parsing import JSONL, off_loop
 from infra.connections.results import ItemRecord
-from schemas.api import JobCounts, JobStatus
+from schemas.api import JobCounts, JobStatus, WebhookStatus
 from schemas.envelope import Failure, Result, encode_reply, reply_map
 from schemas.headers import JSON, MSGPACK
 from schemas.jobs import JobRecord, JobState
@@ -56,6 +56,7 @@ def accepted(record: JobRecord, headers: Mapping[str, str] | None = None) -> Res
         counts=JobCounts(total=record.items, pending=record.items),
         created_at=record.created_at,
         metadata=record.metadata,
+        webhook=None if record.webhook is None else WebhookStatus(url=record.webhook),
     )
     location = {"location": f"/v1/jobs/{record.job}"}
     return job_response(status, status_code=202, headers=location | dict(headers or {}))

@@ -1,16 +1,14 @@
 """Ends jobs: the mark first, which workers hear, then a terminal record for each item that has not ended."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from itertools import islice
 
 import structlog
 
 from infra.connections.jobs import Jobs
+from infra.connections.outcomes import end_missing
 from infra.connections.results import Results
-from schemas.envelope import Failure, encode_reply
-from schemas.errors import ErrorCode, Unavailable
-from schemas.jobs import ItemState, JobRecord
+from schemas.errors import Cancelled, Unavailable
+from schemas.jobs import JobRecord
 
 log = structlog.get_logger()
 
@@ -47,20 +45,7 @@ class Cancellation:
 
     async def _end_items(self, tenant: str, record: JobRecord) -> None:
         try:
-            ended = {item async for item in self._results.items(tenant, record.job)}
-            for chunk in _chunks((i for i in range(record.items) if i not in ended), self._window):
-                await asyncio.gather(*(self._end_item(tenant, record.job, item) for item in chunk))
+            error = Cancelled("the job was cancelled")
+            await end_missing(self._results, tenant, record, error, window=self._window)
         except Unavailable as error:
             log.warning("cancelling goes on in the workers", job=record.job, reason=error.message)
-
-    async def _end_item(self, tenant: str, job: str, item: int) -> None:
-        failure = Failure(id=f"{job}.{item}", code=ErrorCode.CANCELLED, message="the job was cancelled")
-        await self._results.write(
-            tenant, job, item, state=ItemState.CANCELLED, body=encode_reply(failure), attempts=0
-        )
-
-
-def _chunks(items: Iterable[int], size: int) -> Iterator[list[int]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

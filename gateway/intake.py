@@ -1,5 +1,6 @@
 """Takes jobs: a JSON body of one or many items, or a JSONL upload."""
 
+from dataclasses import replace
 from typing import Any
 
 from litestar import Request, Response
@@ -11,6 +12,7 @@ from gateway.catalogue import Catalogue
 from gateway.parsing import JSONL, media_type, read_job
 from gateway.submission import NewJob, Submission
 from gateway.uploads import Uploads
+from gateway.webhooks import WebhookCheck
 from schemas.api import UploadQuery
 from schemas.errors import UnsupportedMedia
 from schemas.headers import JSON
@@ -25,6 +27,7 @@ class JobIntake:
         catalogue: Catalogue,
         submission: Submission,
         uploads: Uploads,
+        webhooks: WebhookCheck,
         *,
         max_body_bytes: int,
         max_items: int,
@@ -32,6 +35,7 @@ class JobIntake:
         self._catalogue = catalogue
         self._submission = submission
         self._uploads = uploads
+        self._webhooks = webhooks
         self._max_body_bytes = max_body_bytes
         self._max_items = max_items
 
@@ -49,6 +53,10 @@ class JobIntake:
         card = await self._catalogue.card(asked.model, asked.version)
         call.model = card.name
         job = NewJob(card, asked.priority, asked.version, asked.timeout_ms)
+        if asked.webhook is not None:
+            job = replace(
+                job, webhook=await self._webhooks.allow(call.tenant, asked.webhook, field="webhook")
+            )
         return await self._uploads.receive(call, job, body_chunks(request))
 
     async def _whole(self, call: Call, request: Request[Any, Any, Any]) -> JobRecord:
@@ -57,4 +65,7 @@ class JobIntake:
         call.model = asked.card.name
         said = asked.body
         job = NewJob(asked.card, said.priority, said.version, said.timeout_ms, said.metadata)
+        if said.webhook is not None:
+            url = await self._webhooks.allow(call.tenant, said.webhook.url, field="webhook.url")
+            job = replace(job, webhook=url)
         return await self._submission.submit(call, job, asked.requests)

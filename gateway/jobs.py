@@ -7,13 +7,15 @@ from gateway.bodies import Envelopes
 from gateway.cancellation import Cancellation
 from gateway.parsing import off_loop
 from infra.connections.jobs import Jobs
+from infra.connections.outcomes import read_state
 from infra.connections.results import ItemRecord, Results
-from schemas.api import ItemResult, JobCounts, JobList, JobStatus
+from schemas.api import ItemResult, JobList, JobStatus, WebhookStatus
 from schemas.envelope import Failure, Result
 from schemas.errors import ErrorCode, Internal, UnknownJob
-from schemas.jobs import ItemState, JobRecord, job_state
+from schemas.jobs import JobRecord
 from schemas.json_tensors import write_json
 from schemas.subjects import JOB_ID, Lane
+from schemas.webhooks import Outcome
 
 FIRST_PAGE = 16
 MAX_PAGE = 1000
@@ -94,22 +96,25 @@ class JobBook:
         return JobRecord(job=job, model=model, lane=Lane.BATCH, created_at=0.0, items=1)
 
     async def _status_of(self, tenant: str, record: JobRecord) -> JobStatus:
-        counts = await self._results.counts(tenant, record.job)
-        ended = sum(counts.values())
-        unsettled = record.receiving or ended < record.items or not ended
-        cancelled = unsettled and await self._jobs.is_cancelled(tenant, record.job)
+        state, counts = await read_state(self._jobs, self._results, tenant, record)
         return JobStatus(
             id=record.job,
             model=record.model,
-            state=job_state(record, counts, cancelled=cancelled),
-            counts=JobCounts(
-                total=record.items,
-                pending=max(0, record.items - ended),
-                **{str(state): counts.get(state, 0) for state in ItemState},
-            ),
+            state=state,
+            counts=counts,
             created_at=record.created_at or None,
             metadata=record.metadata,
+            webhook=await self._webhook_of(tenant, record),
         )
+
+    async def _webhook_of(self, tenant: str, record: JobRecord) -> WebhookStatus | None:
+        if record.webhook is None:
+            return None
+        told = await self._jobs.webhook(tenant, record.job)
+        if told is None:
+            return WebhookStatus(url=record.webhook)
+        delivered = told.outcome is Outcome.DELIVERED
+        return WebhookStatus(url=record.webhook, delivered=delivered, attempts=told.attempts)
 
     async def _lines(self, tenant: str, job: str) -> AsyncIterator[bytes]:
         chunk = bytearray()

@@ -108,7 +108,8 @@ class SubmitOperation(Operation):
         )
         content = {"application/json": _reference(JobBody), "application/jsonl": lines}
         self.request_body = RequestBody(content=content, required=True)
-        self.parameters = [*(self.parameters or []), *_FOR_OTHER_BODIES]
+        webhook = _query("webhook", "the URL to tell when the job has ended, where the body is not JSON")
+        self.parameters = [*(self.parameters or []), *_FOR_OTHER_BODIES, webhook]
 
 
 def openapi_config(version: str) -> OpenAPIConfig:

@@ -20,13 +20,16 @@ from gateway.predictions import Predictions
 from gateway.settings import GatewaySettings, Settings
 from gateway.submission import Submission
 from gateway.uploads import UploadLimits, Uploads
+from gateway.webhooks import WebhookCheck
 from infra.connections.blobs import open_blobs
+from infra.connections.callbacks import open_callbacks
 from infra.connections.clients import NatsConnection, Role, open_nats, open_redis
 from infra.connections.jobs import Jobs
 from infra.connections.placement import Placement
 from infra.connections.replies import ReplyInbox
 from infra.connections.requests import Requests
 from infra.connections.results import Results
+from infra.connections.settings import WebhookSettings
 from infra.connections.tenants import Tenancy
 
 log = structlog.get_logger()
@@ -65,6 +68,7 @@ async def open_services(settings: Settings, dispatcher: Dispatcher | None) -> As
     async with (
         _open_queue(settings) as queue,
         open_redis(settings.redis) as redis,
+        _open_webhooks(settings.webhooks) as webhooks,
         _running() as tasks,
     ):
         envelopes = Envelopes(open_blobs(settings.blobs), tasks)
@@ -83,7 +87,13 @@ async def open_services(settings: Settings, dispatcher: Dispatcher | None) -> As
             tasks.create_task(catalogue.keep_fresh(), name="catalogue"),
         ]
         yield _assemble(
-            settings.gateway, queue, catalogue, envelopes, dispatcher=dispatcher or live, tasks=tasks
+            settings.gateway,
+            queue,
+            catalogue,
+            envelopes,
+            webhooks,
+            dispatcher=dispatcher or live,
+            tasks=tasks,
         )
         for task in endless:
             task.cancel()
@@ -94,6 +104,7 @@ def _assemble(
     queue: _Queue,
     catalogue: Catalogue,
     envelopes: Envelopes,
+    webhooks: WebhookCheck,
     *,
     dispatcher: Dispatcher,
     tasks: asyncio.TaskGroup,
@@ -119,9 +130,19 @@ def _assemble(
     )
     uploads = Uploads(submission, queue.jobs, queue.results, cancellation, _upload_limits(settings))
     max_items = settings.max_job_items
-    intake = JobIntake(catalogue, submission, uploads, max_body_bytes=max_body_bytes, max_items=max_items)
+    intake = JobIntake(
+        catalogue, submission, uploads, webhooks, max_body_bytes=max_body_bytes, max_items=max_items
+    )
     book = JobBook(queue.jobs, queue.results, envelopes, cancellation)
     return Services(catalogue, predictions, intake, book, Checks(queue.connection, catalogue))
+
+
+@asynccontextmanager
+async def _open_webhooks(settings: WebhookSettings) -> AsyncIterator[WebhookCheck]:
+    async with open_callbacks(
+        allow_private=settings.allow_private, timeout_s=settings.timeout_s, ca_file=settings.ca_file
+    ) as callbacks:
+        yield WebhookCheck(callbacks, settings)
 
 
 def _upload_limits(settings: GatewaySettings) -> UploadLimits:

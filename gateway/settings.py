@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.auth import Keys, parse_keys
-from infra.connections.settings import BlobSettings, LogSettings, NatsSettings, RedisSettings
+from infra.connections.settings import BlobSettings, LogSettings, NatsSettings, RedisSettings, WebhookSettings
 from infra.connections.tenants import Tenancy, TenantSettings
 
 ENV_PREFIX = "GATEWAY_"
@@ -88,6 +88,7 @@ class Settings:
     redis: RedisSettings = field(default_factory=RedisSettings)
     blobs: BlobSettings = field(default_factory=BlobSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
     tenants: TenantSettings = field(default_factory=TenantSettings)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class NewJob:
     version: int | None = None
     timeout_ms: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    webhook: str | None = None  # a URL that was checked
 
     @property
     def stored_lane(self) -> Lane:
@@ -112,4 +113,5 @@ def new_record(job: NewJob, *, items: int, receiving: bool = False) -> JobRecord
         deadline_ms=job.timeout_ms,
         receiving=receiving,
         metadata=dict(job.metadata),
+        webhook=job.webhook,
     )
