@@ -27,7 +27,7 @@ class Model:
     def run(self, inputs: dict[str, Rows]) -> dict[str, Rows]:
         """Do what each row says, in order; the rows of a batch live and die together."""
         rows = inputs["x"]
-        known = self._starts.read_text().splitlines() if self._starts.exists() else []
+        known = set(self._starts.read_text().splitlines()) if self._starts.exists() else set()
         with self._starts.open("a") as starts:
             starts.writelines(f"{int(number)}\n" for number in rows[:, 0] if number > 0)
         for number, action, amount in rows:
