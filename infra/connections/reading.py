@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,7 +20,7 @@ from schemas.errors import Unavailable
 PAGE = 256
 PAGE_BYTES = 8 << 20
 HEADERS_PAGE = 2000
-_NOT_FOUND = "404"
+_NOT_FOUND, _TIMED_OUT = "404", "408"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,12 @@ class StreamReader:
     ) -> list[Stored]:
         """Return up to `limit` messages after `after_seq`, oldest first."""
         found: list[Stored] = []
-        async for stored in self.every(subjects, after_seq=after_seq, headers_only=headers_only, page=limit):
-            found.append(stored)
-            if len(found) == limit:
-                break
+        every = self.every(subjects, after_seq=after_seq, headers_only=headers_only, page=limit)
+        async with aclosing(every) as messages:
+            async for stored in messages:
+                found.append(stored)
+                if len(found) == limit:
+                    break
         return found
 
     async def every(
@@ -79,8 +82,27 @@ class StreamReader:
     ) -> AsyncGenerator[Stored, None]:
         """Yield all messages after `after_seq`, oldest first, holding one page in memory.
 
-        Raises Unavailable if the stream can not be read, or falls silent between pages.
+        Between two pages any time may pass. Raises Unavailable if the stream can not be read to its end.
+        Where it is left early, close it (`aclosing`), so that the server forgets the reader at once.
         """
+        seq = after_seq
+        while True:
+            before = seq
+            try:
+                reading = self._read(subjects, seq, headers_only=headers_only, page=page)
+                async with aclosing(reading) as messages:
+                    async for stored in messages:
+                        seq = stored.seq
+                        yield stored
+                return
+            except _ReaderGone as error:
+                if seq == before:
+                    raise Unavailable("the stream can not be read now", retry_after_s=2) from error
+
+    async def _read(
+        self, subjects: str, after_seq: int, *, headers_only: bool, page: int
+    ) -> AsyncGenerator[Stored, None]:
+        """Yield by one consumer, which the server forgets if it is idle for long, or restarts."""
         name = f"read-{secrets.token_hex(8)}"
         config = _reader_config(name, subjects, after_seq, headers_only)
         try:
@@ -98,7 +120,8 @@ class StreamReader:
                     yield _stored(message)
         finally:
             await pages.close()
-            await publish(self._connection, f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}", b"")
+            with suppress(Unavailable):  # the server forgets it by itself, later
+                await publish(self._connection, f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}", b"")
 
 
 def _read_direct(answer: Msg) -> Stored | None:
@@ -151,11 +174,11 @@ class _Pages:
         self._subscription = await self._connection.client.subscribe(f"{self._inbox}.*", cb=self._arrived.put)
 
     async def close(self) -> None:
-        if self._connection.connected:
+        if not self._connection.client.is_closed:
             await self._subscription.unsubscribe()
 
     async def next(self, limit: int) -> list[Msg]:
-        """Pull up to `limit` messages. An empty page is the end."""
+        """Pull up to `limit` messages. An empty page is the end. Raises _ReaderGone and Unavailable."""
         pull = {"batch": limit, "no_wait": True, "max_bytes": PAGE_BYTES}
         self._pulls += 1
         inbox = f"{self._inbox}.{self._pulls}"
@@ -167,11 +190,24 @@ class _Pages:
                     message = await self._arrived.get()
                 if message.reply.startswith("$JS.ACK."):
                     page.append(message)
-                elif message.subject == inbox:  # a status: no more for this pull
+                elif message.subject == inbox:
+                    if not _ends_a_page(message):
+                        raise _ReaderGone
                     break
         except TimeoutError as error:
             raise Unavailable("the stream fell silent", retry_after_s=2) from error
         return page
+
+
+class _ReaderGone(Exception):
+    """The server has forgotten the consumer that we read by."""
+
+
+def _ends_a_page(message: Msg) -> bool:
+    """Say whether a status means that there is no more for this pull, or no room left in it."""
+    headers = message.headers or {}
+    full = "MaxBytes" in headers.get("Description", "")
+    return full or headers.get("Status") in (_NOT_FOUND, _TIMED_OUT)
 
 
 def _stored(message: Msg) -> Stored:
