@@ -12,17 +12,14 @@ import structlog
 from infra.connections.blobs import BlobStore
 from infra.connections.clients import NatsConnection
 from infra.connections.clock import BrokerClock
-from infra.connections.dead import bury
 from infra.connections.reading import Stored
-from infra.connections.replies import send_reply
 from infra.connections.requests import ApiError, Requests
 from infra.connections.results import Results
 from infra.connections.streams import Streams
 from scheduler import metrics
-from schemas.envelope import encode_reply, failure_of
+from scheduler.endings import Endings, ReadHeaders
 from schemas.errors import InvalidInput, Unavailable, UnknownModel
-from schemas.headers import RequestHeaders, read_headers
-from schemas.jobs import ItemState
+from schemas.headers import read_headers
 from schemas.subjects import INFER_STREAM, LIVE_STREAM, parse_infer_subject
 
 log = structlog.get_logger()
@@ -47,11 +44,10 @@ class Sweeper:
         period_s: float,
         grace_s: float,
         blob_ttl_s: float,
+        read: ReadHeaders = read_headers,
     ) -> None:
-        self._connection = connection
-        self._requests = requests
         self._streams = streams
-        self._results = results
+        self._endings = Endings(connection, requests, streams, results, read=read)
         self._blobs = blobs
         self._clock = BrokerClock(requests)
         self._known = known
@@ -109,34 +105,10 @@ class Sweeper:
         return ended
 
     async def _end(self, stream: str, message: Stored) -> None:
-        """Tell the caller, keep a copy, and only then delete: a crash in between repeats all of it."""
         error = UnknownModel("no model of this name is served", field="model")
-        try:
-            headers: RequestHeaders | None = read_headers(
-                message.headers, fallback_id=f"{stream}:{message.seq}"
-            )
-        except InvalidInput:
-            headers = None
-        if headers is not None:
-            await self._tell(headers, error)
-        await bury(self._requests, stream, message, f"{error.code}: {error.message}")
-        await self._streams.remove(stream, message.seq)
+        await self._endings.end(stream, message, error)
         metrics.swept.labels("unknown_model").inc()
         log.warning("request for an unknown model ended", stream=stream, stream_seq=message.seq)
-
-    async def _tell(self, headers: RequestHeaders, error: UnknownModel) -> None:
-        failure = failure_of(error, headers.id)
-        if headers.job is not None:
-            await self._results.write(
-                headers.tenant,
-                headers.job,
-                headers.item,
-                state=ItemState.FAILED,
-                body=encode_reply(failure),
-                attempts=0,
-            )
-        if headers.reply_to is not None:
-            await send_reply(self._connection, headers.reply_to, encode_reply(failure, headers.content_type))
 
 
 def _names_itself_alone(subject: str) -> bool:

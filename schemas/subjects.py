@@ -17,6 +17,7 @@ RESULTS_STREAM = "RESULTS"
 DEAD_STREAM = "DEAD"
 ATTEMPTS_STREAM = "ATTEMPTS"
 ADVISORIES_STREAM = "ADVISORIES"
+ADVISORY_CONSUMER = "dead-letters"  # of ADVISORIES; whoever ends what was given up
 
 MODEL_NAME = re.compile(r"(?:[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}/)?[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")

@@ -17,6 +17,7 @@ from infra.connections.settings import StreamSettings
 from schemas.errors import InvalidInput
 from schemas.subjects import (
     ADVISORIES_STREAM,
+    ADVISORY_CONSUMER,
     ATTEMPTS_STREAM,
     DEAD_STREAM,
     INFER_STREAM,
@@ -39,16 +40,25 @@ DELIVERY_SLACK = 20
 MESSAGE_NOT_FOUND = 10037
 MESSAGE_DELETE_FAILED = 10057
 
+ADVISORY_ACK_WAIT_S = 60
+ADVISORIES_IN_HAND = 8
+
 _NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What one durable consumer has before it: not yet delivered, and delivered but not settled."""
+    """What one durable consumer has before it: not yet delivered, and delivered but not settled.
+
+    It delivered nothing after `delivered_seq`, and gives a message up after `max_deliver` deliveries.
+    """
 
     waiting: int
     in_hand: int
     redelivered: int
+    delivered_seq: int = 0
+    max_deliver: int = 1
+    ack_wait_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +151,17 @@ def consumer_config(model: str, lane: Lane, settings: StreamSettings) -> dict[st
     }
 
 
+def advisory_consumer_config() -> dict[str, Any]:
+    """Describe the consumer of advisories: few in hand, and each delivered until somebody acks it."""
+    return {
+        "durable_name": ADVISORY_CONSUMER,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "ack_wait": ADVISORY_ACK_WAIT_S * _NS,
+        "max_ack_pending": ADVISORIES_IN_HAND,
+    }
+
+
 class Streams:
     """Declares streams and consumers, and reads how full they are."""
 
@@ -160,6 +181,10 @@ class Streams:
                 log.info("stream created", stream=config["name"])
             else:
                 await self._requests.api(f"STREAM.UPDATE.{config['name']}", config)
+        await self._requests.api(
+            f"CONSUMER.CREATE.{ADVISORIES_STREAM}.{ADVISORY_CONSUMER}",
+            {"stream_name": ADVISORIES_STREAM, "config": advisory_consumer_config()},
+        )
 
     async def declare_consumers(self, model: str) -> None:
         """Create or update the durable consumers of `model`, one a lane."""
@@ -184,14 +209,27 @@ class Streams:
     async def backlog(self, model: str, lane: Lane) -> Backlog:
         """Read how far behind one consumer is. Raises ApiError if it does not exist."""
         info = await self._requests.api(f"CONSUMER.INFO.{lane.stream}.{consumer_name(model, lane)}")
-        return Backlog(info["num_pending"], info["num_ack_pending"], info["num_redelivered"])
+        return Backlog(
+            waiting=info["num_pending"],
+            in_hand=info["num_ack_pending"],
+            redelivered=info["num_redelivered"],
+            delivered_seq=info["delivered"]["stream_seq"],
+            max_deliver=info["config"]["max_deliver"],
+            ack_wait_s=info["config"]["ack_wait"] / _NS,
+        )
 
     async def oldest(self, stream: str, subjects: str, *, from_seq: int = 1) -> OldMessage | None:
         """Return the oldest message, from `from_seq` on, that matches the filter `subjects`, or None.
 
         A subject that a stranger published to may itself read as a filter: `infer.*.live`.
         """
-        wanted = {"seq": from_seq, "next_by_subj": subjects}
+        return await self._get(stream, {"seq": from_seq, "next_by_subj": subjects})
+
+    async def at(self, stream: str, seq: int) -> OldMessage | None:
+        """Return the message with this sequence, or None if it is gone."""
+        return await self._get(stream, {"seq": seq})
+
+    async def _get(self, stream: str, wanted: dict[str, Any]) -> OldMessage | None:
         try:
             found = await self._requests.api(f"STREAM.MSG.GET.{stream}", wanted)
         except ApiError as error:
@@ -215,6 +253,11 @@ class Streams:
         except ApiError as error:
             if error.err_code not in (MESSAGE_NOT_FOUND, MESSAGE_DELETE_FAILED):
                 raise
+
+    async def count(self, stream: str) -> int:
+        """Count the messages that a stream holds."""
+        info = await self._requests.api(f"STREAM.INFO.{stream}")
+        return int(info["state"]["messages"])
 
     async def subject_counts(self, stream: str, subjects: str) -> dict[str, int]:
         """Count the stored messages by subject, among those that match the filter `subjects`."""
