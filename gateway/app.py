@@ -7,14 +7,18 @@ from typing import Any
 
 import structlog
 from litestar import Litestar, Router
+from litestar.connection import ASGIConnection
 from litestar.di import Provide
+from litestar.handlers import BaseRouteHandler
+from litestar.types import Guard
 
-from gateway.auth import Keys, parse_keys
+from gateway.auth import ADMINS_ONLY, check_route
+from gateway.call import call_of
 from gateway.dispatch import Dispatcher
 from gateway.errors import exception_handlers
 from gateway.front import HEALTH_PATHS, METRICS_PATH, Front
 from gateway.openapi import describe_bodies, openapi_config
-from gateway.routes import health, jobs, metrics, models, predict
+from gateway.routes import dead, health, jobs, metrics, models, predict
 from gateway.services import Services, open_services
 from gateway.settings import GatewaySettings, Settings
 
@@ -28,6 +32,11 @@ _ROUTES = (
     models.list_models,
     models.get_model,
     models.get_org_model,
+    dead.list_dead,
+    dead.show_dead,
+    dead.replay_dead,
+    dead.remove_dead,
+    dead.purge_dead,
     health.health,
     health.live,
     health.ready,
@@ -53,6 +62,7 @@ def create_app(settings: Settings, *, dispatcher: Dispatcher | None = None) -> F
     app = Litestar(
         route_handlers=[*_ROUTES, _upload_route(settings.gateway)],
         dependencies=_dependencies(opened, settings.gateway),
+        guards=[_route_guard(settings.gateway)],
         exception_handlers=exception_handlers(),
         lifespan=[lifespan],
         openapi_config=openapi_config(version("model-serving")),
@@ -60,7 +70,12 @@ def create_app(settings: Settings, *, dispatcher: Dispatcher | None = None) -> F
         logging_config=None,
     )
     describe_bodies(app.openapi_schema)
-    return Front(app, keys=_keys(settings.gateway), open_paths=_open_paths(settings.gateway))
+    return Front(
+        app,
+        keys=settings.gateway.caller_keys,
+        open_paths=_open_paths(settings.gateway),
+        admin_keys=settings.gateway.admin_keys,
+    )
 
 
 def _upload_route(settings: GatewaySettings) -> Router:
@@ -77,14 +92,26 @@ def _dependencies(opened: list[Services], settings: GatewaySettings) -> dict[str
         "predictions": provide(lambda services: services.predictions),
         "intake": provide(lambda services: services.intake),
         "book": provide(lambda services: services.book),
+        "dead": provide(lambda services: services.dead),
         "catalogue": provide(lambda services: services.catalogue),
         "checks": provide(lambda services: services.checks),
         "processes": Provide(lambda: settings.processes, sync_to_thread=False),
     }
 
 
-def _keys(settings: GatewaySettings) -> Keys | None:
-    return None if settings.auth == "off" else parse_keys(settings.api_keys.get_secret_value())
+def _route_guard(settings: GatewaySettings) -> Guard:
+    """Guard every route by what it is, not by its path, of which there are many spellings."""
+    callers, admins = settings.caller_keys, settings.admin_keys
+
+    def check(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        check_route(
+            admins_only=ADMINS_ONLY.items() <= handler.opt.items(),
+            is_admin=call_of(connection.scope).is_admin,
+            admins=admins,
+            callers=callers,
+        )
+
+    return check
 
 
 def _open_paths(settings: GatewaySettings) -> frozenset[str]:

@@ -14,12 +14,15 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 class Call:
     """Filled in on the way: `tenant` by the front, `model` once it is known to exist, `error` if it fails.
 
+    An admin has no tenant: `tenant` then names the admin, for logs.
+
     `request_id` is ours and unguessable; a caller can not choose it, because it becomes the message's id.
     """
 
     request_id: str
     traceparent: str
     tenant: str = ""
+    is_admin: bool = False
     model: str = ""
     error: ErrorCode | None = None
 

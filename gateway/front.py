@@ -42,11 +42,20 @@ class Front:
     """The ASGI application: lets a request through to `app` if its path is open or its key is known.
 
     Without `keys` every caller is the default tenant; the settings allow that on a loopback host only.
+    What a key of `admin_keys` opens, the app decides by its routes.
     """
 
-    def __init__(self, app: Litestar, *, keys: Keys | None, open_paths: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: Litestar,
+        *,
+        keys: Keys | None,
+        open_paths: Collection[str],
+        admin_keys: Keys | None = None,
+    ) -> None:
         self.app = app
         self._keys = keys
+        self._admin_keys = admin_keys
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +76,7 @@ class Front:
         reply = _Reply(send, call.request_id)
         metrics.requests_in_flight.inc()
         try:
-            call.tenant = self._tenant(scope["path"], authorization)
+            self._identify(call, scope["path"], authorization)
             await self.app(scope, receive, reply.forward)
         except Unauthorized as error:
             await send_problem(reply.forward, error, call)
@@ -75,10 +84,25 @@ class Front:
             metrics.requests_in_flight.dec()
             _note_end(scope, call, reply.status or 500, time.perf_counter() - started)
 
-    def _tenant(self, path: str, authorization: list[str]) -> str:
-        if self._keys is None or path in self._open_paths:
-            return DEFAULT_TENANT
-        return self._keys.tenant_of(authorization)
+    def _identify(self, call: Call, path: str, authorization: list[str]) -> None:
+        if path in self._open_paths:
+            call.tenant = DEFAULT_TENANT
+        elif admin := self._admin(authorization):
+            call.tenant, call.is_admin = admin, True
+        elif self._keys is None:
+            call.tenant = DEFAULT_TENANT
+        else:
+            call.tenant = self._keys.tenant_of(authorization)
+
+    def _admin(self, authorization: list[str]) -> str | None:
+        if self._admin_keys is None:
+            return None
+        try:
+            return self._admin_keys.owner_of(authorization)
+        except Unauthorized:
+            if self._keys is None:  # callers need no key, so what they show here is not looked at
+                return None
+            raise
 
 
 def _own_headers(scope: Scope) -> tuple[list[str], str | None]:

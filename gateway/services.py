@@ -12,6 +12,7 @@ import structlog
 from gateway.bodies import Envelopes
 from gateway.cancellation import Cancellation
 from gateway.catalogue import Catalogue
+from gateway.dead import DeadBook
 from gateway.dispatch import Dispatcher, QueueDispatcher
 from gateway.health import Checks
 from gateway.intake import JobIntake
@@ -24,6 +25,7 @@ from gateway.webhooks import WebhookCheck
 from infra.connections.blobs import open_blobs
 from infra.connections.callbacks import open_callbacks
 from infra.connections.clients import NatsConnection, Role, open_nats, open_redis
+from infra.connections.dead import DeadLetters
 from infra.connections.jobs import Jobs
 from infra.connections.placement import Placement
 from infra.connections.replies import ReplyInbox
@@ -43,6 +45,7 @@ class Services:
     predictions: Predictions
     intake: JobIntake
     book: JobBook
+    dead: DeadBook
     checks: Checks
 
 
@@ -55,6 +58,7 @@ class _Queue:
     inbox: ReplyInbox
     jobs: Jobs
     results: Results
+    letters: DeadLetters
     tenancy: Tenancy
     timeout_s: float
 
@@ -134,7 +138,8 @@ def _assemble(
         catalogue, submission, uploads, webhooks, max_body_bytes=max_body_bytes, max_items=max_items
     )
     book = JobBook(queue.jobs, queue.results, envelopes, cancellation)
-    return Services(catalogue, predictions, intake, book, Checks(queue.connection, catalogue))
+    dead = DeadBook(queue.letters, catalogue, submission, queue.jobs, queue.tenancy)
+    return Services(catalogue, predictions, intake, book, dead, Checks(queue.connection, catalogue))
 
 
 @asynccontextmanager
@@ -168,8 +173,9 @@ async def _open_queue(settings: Settings) -> AsyncIterator[_Queue]:
         patience.reschedule(None)
         jobs = Jobs(connection, requests, timeout_s=timeout_s)
         results = Results(connection, requests, timeout_s=timeout_s)
+        letters = DeadLetters(connection, requests, timeout_s=timeout_s)
         tenancy = Tenancy(settings.tenants.signing_key)
-        yield _Queue(connection, requests, inbox, jobs, results, tenancy, timeout_s)
+        yield _Queue(connection, requests, inbox, jobs, results, letters, tenancy, timeout_s)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The gateway's settings, from `GATEWAY_*`, and `API_KEYS` and `AUTH`, which stand for the whole service."""
+"""The gateway's settings: `GATEWAY_*`, and `API_KEYS`, `ADMIN_API_KEYS` and `AUTH` of the whole service."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -45,7 +45,18 @@ class GatewaySettings(BaseSettings):
         validation_alias="API_KEYS",
         description="tenant:key,... or one bare key; sha256=<hex> may stand for a key",
     )
+    admin_api_keys: SecretStr = Field(
+        default=SecretStr(""),
+        validation_alias="ADMIN_API_KEYS",
+        description="name:key,... of admins, in the form of API_KEYS and apart from those; none: no admins",
+    )
     auth: Literal["keys", "off"] = Field(default="keys", validation_alias="AUTH")
+
+    @property
+    def admin_keys(self) -> Keys | None:
+        """The keys of admins; None if there are no admins."""
+        text = self.admin_api_keys.get_secret_value()
+        return parse_keys(text) if text.strip() else None
 
     @property
     def caller_keys(self) -> Keys | None:
@@ -62,7 +73,7 @@ class GatewaySettings(BaseSettings):
         """Say whether /metrics needs no key."""
         return self.on_loopback if self.open_metrics is None else self.open_metrics
 
-    @field_validator("api_keys")
+    @field_validator("api_keys", "admin_api_keys")
     @classmethod
     def _readable_keys(cls, keys: SecretStr) -> SecretStr:
         parse_keys(keys.get_secret_value())
@@ -76,6 +87,13 @@ class GatewaySettings(BaseSettings):
             )
         if self.auth == "keys" and not self.api_keys.get_secret_value().strip():
             raise ValueError("API_KEYS is empty: give at least one key, or say AUTH=off on a loopback host")
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_is_both(self) -> Self:
+        callers, admins = parse_keys(self.api_keys.get_secret_value()), self.admin_keys
+        if admins is not None and admins.shares_a_key_with(callers):
+            raise ValueError("ADMIN_API_KEYS and API_KEYS share a key: an admin's key must be its own")
         return self
 
 

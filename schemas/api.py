@@ -213,6 +213,43 @@ class Health(BaseModel):
     checks: dict[str, str]
 
 
+class DeadLetterAnswer(BaseModel):
+    """A message that was given up. `stored_at` is unix seconds, when it was."""
+
+    seq: int
+    model: Annotated[str | None, Field(description="null if its subject named nothing that could be one")]
+    subject: str
+    reason: str
+    stored_at: float
+    size_bytes: Annotated[int, Field(description="of what is kept of the body")]
+    tenant: str | None = None
+    job: str | None = None
+    attempts: int | None = None
+    headers: dict[str, str] | None = None
+    body: Annotated[str | None, Field(description="base64, with `?body=true`")] = None
+
+
+class DeadLetterPage(BaseModel):
+    """Dead letters, newest first. `next` is null when there are no more."""
+
+    letters: list[DeadLetterAnswer]
+    next: int | None = None
+
+
+class Replayed(BaseModel):
+    """The new job that a dead letter became. It belongs to `tenant`, whose keys show what becomes of it."""
+
+    job: str
+    tenant: str
+    model: str
+
+
+class Purged(BaseModel):
+    """How many dead letters were deleted."""
+
+    purged: int
+
+
 class Problem(BaseModel):
     """An error, as RFC 9457 problem details; `code` is the stable name of its kind."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from scripts.cli import env, jobs, models, predict, services, up
+from scripts.cli import dead, env, jobs, models, predict, services, up
 from scripts.cli.exits import EXIT_CODES, Exit, Stop
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command()(up.up)
 app.command()(predict.predict)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(dead.app, name="dead")
 app.command()(env.env)
 for service in (services.gateway, services.worker, services.scheduler, services.check):
     app.command()(service)

@@ -16,6 +16,7 @@ from scripts.stack.folder import (
     BadFolder,
     DataFolder,
     Endpoints,
+    admin_api_keys,
     api_keys,
 )
 
@@ -70,4 +71,5 @@ def _of_role(role: Role, endpoints: Endpoints, secrets: dict[str, str], folder: 
         variables[SIGNING_KEY] = secrets[SIGNING_KEY]
     if role is Role.GATEWAY:
         variables["API_KEYS"] = api_keys(secrets)
+        variables["ADMIN_API_KEYS"] = admin_api_keys(secrets)
     return variables

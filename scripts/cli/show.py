@@ -96,6 +96,30 @@ def show_models(models: Sequence[Mapping[str, Any]], output: Output) -> None:
     console().print(table)
 
 
+def show_dead(letters: Sequence[Mapping[str, Any]]) -> None:
+    """Write dead letters, one a row."""
+    table = Table("seq", "model", "reason", "tenant", "bytes", Column("given up", no_wrap=True))
+    for letter in letters:
+        table.add_row(
+            str(letter["seq"]),
+            letter["model"] or letter["subject"],
+            letter["reason"],
+            letter.get("tenant") or "",
+            str(letter["size_bytes"]),
+            _when(letter["stored_at"]),
+        )
+    console().print(table)
+
+
+def show_fields(fields: Mapping[str, Any]) -> None:
+    """Write the parts of one thing, one a row; those that are not there are left out."""
+    table = Table(show_header=False)
+    for name, value in fields.items():
+        if value is not None:
+            table.add_row(name, _when(value) if name.endswith("_at") else str(value))
+    console().print(table)
+
+
 def _specs(specs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"{s['name']}: {s['dtype']} {'x'.join(_size(n) for n in s['shape'])}" for s in specs)
 

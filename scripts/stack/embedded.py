@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.stack.folder import SIGNING_KEY, VALKEY_PASSWORD, DataFolder, Endpoints, api_keys
+from scripts.stack.folder import (
+    SIGNING_KEY,
+    VALKEY_PASSWORD,
+    DataFolder,
+    Endpoints,
+    admin_api_keys,
+    api_keys,
+)
 from scripts.stack.policy import stream_limits
 from scripts.stack.ports import LOOPBACK, Wanted
 from scripts.stack.ready import http_ready, valkey_ready
@@ -176,6 +183,7 @@ def _gateway(plan: Plan) -> ChildSpec:
             "GATEWAY_PORT": str(plan.ports[GATEWAY]),
             "GATEWAY_PROCESSES": str(plan.options.gateway_processes),
             "API_KEYS": api_keys(plan.secrets),
+            "ADMIN_API_KEYS": admin_api_keys(plan.secrets),
         },
         stage=1,
         is_ready=http_ready(f"{plan.gateway_url}/health/ready"),

@@ -1,7 +1,7 @@
 """The data folder of `up`: who owns it, its passwords, and where its servers listen.
 
 lock            held while `up` runs
-secrets.env     passwords, the API key and the signing key, created once, readable by its owner only
+secrets.env     passwords, API keys and the signing key, created once, readable by its owner only
 endpoints.json  addresses, there while `up` runs
 nats/ valkey/ blobs/ models/
 """
@@ -20,12 +20,14 @@ from scripts.stack.servers import NATS_PASSWORDS
 
 DEFAULT_DATA = Path(".model-serving")
 API_KEY = "API_KEY"
+ADMIN_API_KEY = "ADMIN_API_KEY"
 VALKEY_PASSWORD = "VALKEY_PASSWORD"  # noqa: S105 - the name of a variable
 SIGNING_KEY = "TENANT_SIGNING_KEY"
 _SECRETS = (
     *(f"NATS_{who.upper()}_PASSWORD" for who in NATS_PASSWORDS),
     VALKEY_PASSWORD,
     API_KEY,
+    ADMIN_API_KEY,
     SIGNING_KEY,
 )
 
@@ -123,6 +125,11 @@ class DataFolder:
 def api_keys(secrets_: Mapping[str, str]) -> str:
     """Format the gateway's API_KEYS: one key, of the tenant that direct publishers belong to as well."""
     return f"{DEFAULT_TENANT}:{secrets_[API_KEY]}"
+
+
+def admin_api_keys(secrets_: Mapping[str, str]) -> str:
+    """Format the gateway's ADMIN_API_KEYS: one key, of whoever owns the folder."""
+    return f"admin:{secrets_[ADMIN_API_KEY]}"
 
 
 def _write_whole(path: Path, text: str, *, mode: int) -> None:

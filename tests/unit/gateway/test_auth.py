@@ -1,11 +1,13 @@
 """API keys: how they are written in the settings, and who a caller turns out to be."""
 
 import hashlib
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 
-from gateway.auth import parse_keys
-from schemas.errors import Unauthorized
+from gateway.auth import check_route, parse_keys
+from schemas.errors import Forbidden, InferenceError, Unauthorized
 
 ACME, UMBRELLA = "acme-key-0123456789", "umbrella-key-0123456789"
 
@@ -62,3 +64,39 @@ def test_a_bad_entry_is_refused_without_being_repeated(text: str) -> None:
     with pytest.raises(ValueError, match="entry 1") as refused:
         parse_keys(text)
     assert text.rpartition(":")[2] not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("is_admin", "admins", "callers", "refused"),
+    [
+        (True, True, True, None),
+        (True, True, False, None),
+        (False, True, True, Forbidden),
+        (False, False, True, Forbidden),
+        (False, False, False, Forbidden),
+        (False, True, False, Unauthorized),  # nobody was asked for a key yet
+    ],
+)
+def test_an_admin_route_is_for_admins(
+    is_admin: bool, admins: bool, callers: bool, refused: type[InferenceError] | None
+) -> None:
+    check = partial(
+        check_route,
+        is_admin=is_admin,
+        admins=parse_keys(ACME) if admins else None,
+        callers=parse_keys(UMBRELLA) if callers else None,
+    )
+    with nullcontext() if refused is None else pytest.raises(refused):
+        check(admins_only=True)
+
+
+def test_an_admin_key_opens_nothing_else() -> None:
+    check_route(admins_only=False, is_admin=False, admins=None, callers=None)
+    with pytest.raises(Forbidden, match="admins only"):
+        check_route(admins_only=False, is_admin=True, admins=parse_keys(ACME), callers=None)
+
+
+def test_a_key_of_both_kinds_is_noticed_however_it_is_written() -> None:
+    hashed = f"sha256={hashlib.sha256(ACME.encode()).hexdigest()}"
+    assert parse_keys(f"root:{ACME}").shares_a_key_with(parse_keys(f"acme:{hashed},x:{UMBRELLA}"))
+    assert not parse_keys(f"acme:{ACME}").shares_a_key_with(parse_keys(f"acme:{UMBRELLA}"))

@@ -12,7 +12,7 @@ KEY = "a-key-0123456789abcdef"
 
 @pytest.fixture(autouse=True)
 def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("API_KEYS", "AUTH", "GATEWAY_HOST", "GATEWAY_PORT"):
+    for name in ("API_KEYS", "ADMIN_API_KEYS", "AUTH", "GATEWAY_HOST", "GATEWAY_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -24,6 +24,16 @@ def explained(**values: Any) -> str:
 
 def test_no_keys_and_no_word_about_it_is_refused() -> None:
     assert "API_KEYS is empty" in explained()
+
+
+def test_a_key_for_both_callers_and_admins_is_refused() -> None:
+    told = explained(api_keys=f"acme:{KEY}", admin_api_keys=f"root:{KEY}")
+    assert "share a key" in told
+    assert KEY not in told
+
+
+def test_a_bad_admin_key_is_named_by_its_variable() -> None:
+    assert "ADMIN_API_KEYS: entry 1" in explained(api_keys=KEY, admin_api_keys="root:short")
 
 
 def test_auth_off_is_refused_on_a_public_address() -> None:

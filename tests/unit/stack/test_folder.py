@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> DataFolder:
 def test_secrets_are_made_once_and_for_their_owner_only(folder: DataFolder) -> None:
     secrets = folder.secrets()
     assert DataFolder(folder.path).secrets() == secrets
-    assert len(set(secrets.values())) == len(secrets) == 9
+    assert len(set(secrets.values())) == len(secrets) == 10
     assert stat.S_IMODE(folder.secrets_file.stat().st_mode) == 0o600
 
 
