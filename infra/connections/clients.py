@@ -133,6 +133,8 @@ def _connect_options(settings: NatsSettings, connection: NatsConnection) -> dict
         options |= {"user": settings.user, "password": settings.password.get_secret_value()}
     if settings.creds_file is not None:
         options["user_credentials"] = str(settings.creds_file)
+    if settings.nkey_seed_file is not None:
+        options["nkeys_seed"] = str(settings.nkey_seed_file)
     if settings.tls_ca_file is not None:
         options["tls"] = _tls_context(settings)
     return options

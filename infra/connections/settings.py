@@ -24,6 +24,7 @@ class NatsSettings(BaseSettings):
     creds_file: Path | None = Field(
         default=None, description="a NATS credentials file, in place of a password"
     )
+    nkey_seed_file: Path | None = Field(default=None, description="an nkey seed, in place of a password")
     tls_ca_file: Path | None = Field(default=None, description="CA to verify the server with; turns TLS on")
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
