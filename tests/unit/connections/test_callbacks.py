@@ -1,10 +1,16 @@
 """Which URLs may be called, and that the connection goes where the check looked."""
 
 import asyncio
+import datetime
 import ipaddress
+import ssl
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from infra.connections.callbacks import (
     MAX_ANSWER_BYTES,
@@ -248,3 +254,42 @@ async def test_the_next_address_is_tried_where_nobody_listens_at_the_first() -> 
     assert await posted(receiver, resolving("127.0.0.9", "127.0.0.1")) == 200
     with pytest.raises(CallFailed, match="no connection"):
         await posted(receiver, resolving("127.0.0.9"))
+
+
+def a_certificate(folder: Path, name: str) -> Path:
+    """Write a key and a certificate that proves `name` and nothing else, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file = folder / "receiver.pem"
+    file.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+async def test_the_certificate_must_prove_the_name_not_the_address(tmp_path: Path) -> None:
+    file = a_certificate(tmp_path, "hooks.example")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+    receiver = Receiver(b"HTTP/1.1 204 No Content\r\n\r\n")
+    server = await asyncio.start_server(receiver, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        open_callbacks(
+            allow_private=True, timeout_s=5, ca_file=file, resolve=resolving("127.0.0.1")
+        ) as callbacks,
+    ):
+        assert await callbacks.post(f"https://hooks.example:{port}/", b"{}", {}) == 204
+        with pytest.raises(CallFailed):
+            await callbacks.post(f"https://other.example:{port}/", b"{}", {})
+        await asyncio.gather(*receiver.talks)
