@@ -14,7 +14,7 @@ from infra.connections.jobs import Jobs
 from infra.connections.tenants import Tenancy
 from schemas.api import DeadLetterAnswer, DeadLetterPage, Purged, Replayed
 from schemas.errors import InferenceError, InvalidInput, NotFound, Unavailable
-from schemas.headers import ATTEMPTS, JOB, REASON, TENANT
+from schemas.headers import ATTEMPTS, JOB, REASON, SIGNATURE, TENANT
 from schemas.subjects import check_model_name, infer_subject, parse_infer_subject
 
 log = structlog.get_logger()
@@ -51,7 +51,8 @@ class DeadBook:
         """Show all of a letter; its body, which is somebody's, only if that is asked for."""
         letter = await self._letter(seq)
         body = base64.b64encode(letter.body).decode() if with_body else None
-        return _answer(letter).model_copy(update={"headers": dict(letter.headers), "body": body})
+        headers = {name: value for name, value in letter.headers.items() if name != SIGNATURE}
+        return _answer(letter).model_copy(update={"headers": headers, "body": body})
 
     async def replay(self, seq: int) -> Replayed:
         """Publish a letter's message again, as a new job of its tenant. The letter stays.
@@ -87,7 +88,7 @@ class DeadBook:
 
     async def remove(self, seq: int) -> Purged:
         """Delete one letter."""
-        if not await self._letters.remove(seq):
+        if not _possible(seq) or not await self._letters.remove(seq):
             raise _unknown()
         log.info("dead letters purged", dead_letter=seq, count=1)
         return Purged(purged=1)
@@ -105,7 +106,7 @@ class DeadBook:
         return Purged(purged=count)
 
     async def _letter(self, seq: int) -> DeadLetter:
-        letter = await self._letters.get(seq)
+        letter = await self._letters.get(seq) if _possible(seq) else None
         if letter is None:
             raise _unknown()
         return letter
@@ -124,6 +125,10 @@ def _answer(letter: DeadLetter) -> DeadLetterAnswer:
         job=headers.get(JOB),
         attempts=int(headers[ATTEMPTS]) if ATTEMPTS in headers else None,
     )
+
+
+def _possible(seq: int) -> bool:
+    return 0 < seq < 1 << 63
 
 
 def _unknown() -> NotFound:

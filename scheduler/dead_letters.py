@@ -118,7 +118,7 @@ class ParkedSweep:
         self._endings = endings
         self._known = known
         self._period_s = period_s
-        self._seen_s: dict[str, dict[Place, float]] = {}  # by subject, only where there was a surplus
+        self._seen_s: dict[str, dict[Place, float]] = {}  # by subject, where there was a surplus
 
     async def run(self) -> None:
         """Sweep once a period until cancelled."""
@@ -155,7 +155,6 @@ class ParkedSweep:
             return 0
         beyond = surplus(stored.get(subject, 0), backlog)
         if not beyond:
-            self._seen_s.pop(subject, None)
             return 0
         found = await self._oldest(lane.stream, subject, backlog.delivered_seq, walk_length(beyond))
         now_s, before = time.monotonic(), self._seen_s.get(subject, {})

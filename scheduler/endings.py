@@ -75,7 +75,10 @@ class Endings:
         stands = await self._results.read(headers.tenant, job, headers.item)
         if stands is None:  # its time to be kept ended just now
             return True
-        reply = decode_reply(stands.body)
+        try:
+            reply = decode_reply(stands.body)
+        except InvalidInput:
+            return False
         return isinstance(reply, Failure) and reply.code is failure.code
 
     def _headers_of(self, message: Stored, *, fallback_id: str) -> RequestHeaders | None:

@@ -1,7 +1,8 @@
 """Decides which stored requests JetStream has given up without anybody hearing of it. Pure.
 
 A request that was delivered as often as its consumer allows stays in its stream and is in nobody's hands:
-the consumer counts it neither as waiting nor as in hand. The stream still does.
+the consumer counts it neither as waiting nor as in hand. The stream still does. Nothing else tells it from
+those in hand: its consumer's ack floor stays below it until nothing is in hand.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from infra.connections.streams import Backlog
 
 Place = tuple[int, int]  # sequence and time of storing: a stream in memory counts anew after a restart
-SLACK_S = 600.0  # for a delivery that is kept alive, and for the delays of those that are given back
+SLACK_S = 6 * 3600.0  # a worker may keep a delivery alive for as long as it runs
 MIN_WALK, MAX_WALK = 16, 500
 
 

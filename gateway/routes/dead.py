@@ -13,7 +13,9 @@ from schemas.api import DeadLetterAnswer, DeadLetterPage, Purged, Replayed
 Model = Annotated[str | None, QueryParameter(description="only those of this model")]
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="letters of one page")]
 After = Annotated[int | None, QueryParameter(ge=1, description="the `next` of the page before")]
-OlderThan = Annotated[float | None, QueryParameter(ge=0, description="only those as old as this, seconds")]
+OlderThan = Annotated[
+    float | None, QueryParameter(ge=0, le=10 * 366 * 86_400, description="only those as old as this, seconds")
+]
 WithBody = Annotated[bool, QueryParameter(name="body", description="show the body too")]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from infra.connections.clients import NatsConnection
 from infra.connections.reading import Stored, StreamReader
 from infra.connections.requests import ApiError, Requests
+from infra.connections.streams import MESSAGE_DELETE_FAILED, MESSAGE_NOT_FOUND
 from schemas.errors import InvalidInput, Unavailable
 from schemas.headers import (
     ATTEMPTS,
@@ -39,7 +40,6 @@ _NO_MODEL = "~"  # where the subject names nothing that could be a model
 _SIZE = "Nats-Msg-Size"  # what the server says of a body that it leaves out
 _SHOWN = (*_KEPT, ORIGINAL_ID, ORIGINAL_SUBJECT, ORIGINAL_BYTES, REASON, ATTEMPTS)
 _FIRST_WINDOW = 256
-_MESSAGE_NOT_FOUND, _MESSAGE_DELETE_FAILED = 10037, 10057
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class DeadLetters:
         try:
             await self._requests.api(f"STREAM.MSG.DELETE.{DEAD_STREAM}", {"seq": seq, "no_erase": True})
         except ApiError as error:
-            if error.err_code in (_MESSAGE_NOT_FOUND, _MESSAGE_DELETE_FAILED):
+            if error.err_code in (MESSAGE_NOT_FOUND, MESSAGE_DELETE_FAILED):
                 return False
             raise Unavailable("dead letters can not be deleted now", retry_after_s=5) from error
         return True

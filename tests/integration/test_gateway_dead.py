@@ -157,6 +157,7 @@ async def test_a_body_is_shown_only_if_it_is_asked_for(stand: Standing) -> None:
         shown = await ask(s, "GET", "/v1/dead/1")
         assert shown["size_bytes"] == len(b"somebody's own")
         assert shown.get("body") is None
+        assert "Ms-Signature" not in shown["headers"]  # it proves whose request that is
         assert (shown["headers"]["Ms-Item"], shown["headers"][ORIGINAL_ID]) == ("3", "r1")
         assert "somebody" not in json.dumps([shown, await letters(s)])
         with_body = await ask(s, "GET", "/v1/dead/1", body="true")
@@ -218,6 +219,11 @@ async def test_purging_takes_what_is_named_and_nothing_by_default(stand: Standin
         await ask(s, "DELETE", "/v1/dead/1", status=404)
         await ask(s, "GET", "/v1/dead/1", status=404)
         await ask(s, "POST", "/v1/dead/99/replay", status=404)
+        for seq in (0, -1, 10**30):
+            await ask(s, "GET", f"/v1/dead/{seq}", status=404)
+            await ask(s, "DELETE", f"/v1/dead/{seq}", status=404)
+        for age in ("nan", "inf", "-1", "1e300", "old"):
+            await ask(s, "DELETE", "/v1/dead", status=400, older_than_s=age)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
