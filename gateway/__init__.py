@@ -7,6 +7,7 @@
     predictions  one answer, waited for or turned into a job
     dispatch     live requests: out through JetStream, back through one inbox
     submission   jobs: the record first, then a message an item
+    once         jobs with an idempotency key; claims: who receives an upload with one
     uploads      jobs that come as JSONL, line by line
     jobs         what became of a job: status, results, cancel
     errors       one table from error codes to HTTP

@@ -12,7 +12,8 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 @dataclass(slots=True)
 class Call:
-    """Filled in on the way: `tenant` by the front, `model` once it is known to exist, `error` if it fails.
+    """Filled in on the way: `tenant` by the front, `model` once it is known to exist, `error` if it fails,
+    `replayed` if the answer is that of an earlier request with the same idempotency key.
 
     An admin has no tenant: `tenant` then names the admin, for logs.
 
@@ -25,6 +26,7 @@ class Call:
     is_admin: bool = False
     model: str = ""
     error: ErrorCode | None = None
+    replayed: bool = False
 
     @property
     def trace_id(self) -> str:

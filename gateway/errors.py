@@ -20,6 +20,7 @@ from schemas.json_tensors import write_json
 log = structlog.get_logger()
 
 PROBLEM_JSON = "application/problem+json"
+REPLAYED = "idempotent-replayed"  # the answer is that of an earlier request with the same key
 CLIENT_CLOSED_REQUEST = 499  # never on the wire: there is nobody to read it
 MAX_RETRY_AFTER_S = 120
 DEFAULT_RETRY_AFTER_S = 1.0
@@ -28,11 +29,13 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.INVALID_INPUT: 400,
     ErrorCode.TOO_LARGE: 413,
     ErrorCode.UNSUPPORTED_MEDIA: 415,
+    ErrorCode.IDEMPOTENCY_MISMATCH: 422,
     ErrorCode.UNAUTHORIZED: 401,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.UNKNOWN_MODEL: 404,
     ErrorCode.UNKNOWN_JOB: 404,
+    ErrorCode.CONFLICT: 409,
     ErrorCode.OVERLOADED: 429,
     ErrorCode.DEADLINE_EXCEEDED: 504,
     ErrorCode.CANCELLED: 409,
@@ -70,7 +73,7 @@ class Answer:
 def problem_answer(error: InferenceError, call: Call) -> Answer:
     """Describe an error to the caller, and note its code on the call."""
     call.error = error.code
-    headers = {}
+    headers = {REPLAYED: "true"} if call.replayed else {}
     if error.code is ErrorCode.UNAUTHORIZED:
         headers["www-authenticate"] = 'Bearer realm="model-serving"'
     if error.retryable:

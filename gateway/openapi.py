@@ -29,8 +29,10 @@ _BYTES = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING, format=OpenAPIF
 _PROBLEMS = {
     400: "The request is malformed; `field` names where.",
     404: "There is no such model or job.",
+    409: "The same upload is being received; or its job was cancelled.",
     413: "A documented limit is exceeded.",
     415: "The body's type is not one that is read here.",
+    422: "The idempotency key was used before, for another request.",
     429: "The queue is full; nothing was stored. Try again after `Retry-After`.",
     503: "Our plumbing does not answer. Whether the request was stored is unknown.",
     504: "The deadline passed.",
@@ -78,6 +80,16 @@ _FOR_OTHER_BODIES = [
 ]
 
 
+def _key() -> Parameter:
+    return Parameter(
+        name="Idempotency-Key",
+        param_in="header",
+        description="the same key and request give the same job; 1 to 255 characters",
+        schema=Schema(type=OpenAPIType.STRING),
+        required=False,
+    )
+
+
 @dataclass
 class PredictOperation(Operation):
     """Describes the bodies of a predict call."""
@@ -94,7 +106,7 @@ class PredictOperation(Operation):
             schema=Schema(type=OpenAPIType.STRING),
             required=False,
         )
-        self.parameters = [*(self.parameters or []), *_FOR_OTHER_BODIES, prefer]
+        self.parameters = [*(self.parameters or []), *_FOR_OTHER_BODIES, prefer, _key()]
 
 
 @dataclass
@@ -109,7 +121,7 @@ class SubmitOperation(Operation):
         content = {"application/json": _reference(JobBody), "application/jsonl": lines}
         self.request_body = RequestBody(content=content, required=True)
         webhook = _query("webhook", "the URL to tell when the job has ended, where the body is not JSON")
-        self.parameters = [*(self.parameters or []), *_FOR_OTHER_BODIES, webhook]
+        self.parameters = [*(self.parameters or []), *_FOR_OTHER_BODIES, webhook, _key()]
 
 
 def openapi_config(version: str) -> OpenAPIConfig:

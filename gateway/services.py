@@ -17,6 +17,7 @@ from gateway.dispatch import Dispatcher, QueueDispatcher
 from gateway.health import Checks
 from gateway.intake import JobIntake
 from gateway.jobs import JobBook
+from gateway.once import Once
 from gateway.predictions import Predictions
 from gateway.settings import GatewaySettings, Settings
 from gateway.submission import Submission
@@ -122,20 +123,29 @@ def _assemble(
         window=window,
         ack_timeout_s=queue.timeout_s,
     )
+    once = Once(submission, queue.jobs, queue.results)
     cancellation = Cancellation(queue.jobs, queue.results, tasks, window=window)
     predictions = Predictions(
         catalogue,
-        dispatcher,
-        submission,
-        queue.inbox,
-        envelopes,
+        dispatcher=dispatcher,
+        submission=submission,
+        once=once,
+        results=queue.results,
+        inbox=queue.inbox,
+        envelopes=envelopes,
         max_body_bytes=max_body_bytes,
         default_timeout_s=settings.default_timeout_s,
     )
     uploads = Uploads(submission, queue.jobs, queue.results, cancellation, _upload_limits(settings))
     max_items = settings.max_job_items
     intake = JobIntake(
-        catalogue, submission, uploads, webhooks, max_body_bytes=max_body_bytes, max_items=max_items
+        catalogue,
+        submission=submission,
+        once=once,
+        uploads=uploads,
+        webhooks=webhooks,
+        max_body_bytes=max_body_bytes,
+        max_items=max_items,
     )
     book = JobBook(queue.jobs, queue.results, envelopes, cancellation)
     dead = DeadBook(queue.letters, catalogue, submission, queue.jobs, queue.tenancy)

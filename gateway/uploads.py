@@ -11,6 +11,9 @@ from pydantic import ValidationError
 from gateway import metrics
 from gateway.call import Call
 from gateway.cancellation import Cancellation
+from gateway.claims import Claim, Claims, with_beats
+from gateway.errors import ClientGone
+from gateway.idempotency import Fingerprint
 from gateway.lines import Line, LineCutter
 from gateway.parsing import item_request, off_loop, read_map
 from gateway.submission import NewJob, Submission, new_record
@@ -18,7 +21,7 @@ from infra.connections.jobs import Jobs
 from infra.connections.results import Results
 from schemas.api import JobItem
 from schemas.envelope import Failure, InferRequest, encode_reply, invalid_input
-from schemas.errors import Cancelled, InvalidInput, TooLarge, Unavailable
+from schemas.errors import Cancelled, Conflict, InvalidInput, Overloaded, TooLarge, Unavailable
 from schemas.jobs import ItemState, JobRecord
 from schemas.models import ModelCard
 
@@ -26,6 +29,7 @@ log = structlog.get_logger()
 
 BAD_LINES_AT_ONCE = 64
 PROGRESS_S = 2.0
+_MAY_COME_AGAIN = (ClientGone, Conflict, Overloaded, Unavailable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +56,41 @@ class Uploads:
         self._jobs = jobs
         self._results = results
         self._cancellation = cancellation
+        self._claims = Claims(jobs)
         self._limits = limits
 
-    async def receive(self, call: Call, job: NewJob, chunks: AsyncIterator[bytes]) -> JobRecord:
+    async def receive(
+        self, call: Call, job: NewJob, chunks: AsyncIterator[bytes], fingerprint: Fingerprint | None = None
+    ) -> JobRecord:
         """Store a job as it comes in, and return when every line of it is stored.
 
         Raises InvalidInput if there is no line, TooLarge, Overloaded, Unavailable, Cancelled, and what
-        `chunks` raises; the job is cancelled then.
+        `chunks` raises; the job is cancelled then, unless the same upload may come again under its key.
+        With a `fingerprint` raises IdempotencyMismatch and Conflict as well.
         """
-        record = new_record(job, items=0, receiving=True)
-        await self._jobs.put(call.tenant, record)
+        record, claim = new_record(job, items=0, receiving=True), None
+        if fingerprint is None:
+            await self._jobs.put(call.tenant, record)
+        else:
+            claim = await self._claims.claim(call.tenant, replace(record, job=fingerprint.job))
+            record, chunks = claim.record, fingerprint.of(chunks)
+            if record.fingerprint is not None:
+                return await _replayed(call, record, chunks, fingerprint)
         upload = _Upload(
             self._submission, self._results, self._limits, call=call, card=job.card, record=record
         )
+        upload.claim = claim
         try:
-            await self._take(upload, chunks)
+            await self._take(upload, chunks if claim is None else with_beats(chunks, PROGRESS_S))
         except Exception as error:
             log.warning("upload given up", job=record.job, items=upload.items, reason=type(error).__name__)
-            await self._give_up(upload)
+            if claim is not None and isinstance(error, _MAY_COME_AGAIN):
+                upload.abandon()
+            else:
+                await self._give_up(upload)
             raise
+        if fingerprint is not None:
+            upload.record = replace(upload.record, fingerprint=fingerprint.identity.fingerprint)
         return await self._complete(upload)
 
     async def _take(self, upload: "_Upload", chunks: AsyncIterator[bytes]) -> None:
@@ -84,16 +104,22 @@ class Uploads:
         await upload.finish()
 
     async def _note_progress(self, upload: "_Upload") -> None:
-        await self._jobs.put(upload.call.tenant, replace(upload.record, items=upload.items))
+        await self._put(upload, replace(upload.record, items=upload.items))
         if await self._jobs.is_cancelled(upload.call.tenant, upload.record.job):
             raise Cancelled("the job was cancelled while it was uploaded")
 
     async def _complete(self, upload: "_Upload") -> JobRecord:
         tenant, record = upload.call.tenant, replace(upload.record, items=upload.items, receiving=False)
-        await self._jobs.put(tenant, record)
+        await self._put(upload, record)
         if await self._jobs.is_cancelled(tenant, record.job):  # by somebody who saw fewer items
             self._cancellation.end_items(tenant, record)
         return record
+
+    async def _put(self, upload: "_Upload", record: JobRecord) -> None:
+        if upload.claim is None:
+            await self._jobs.put(upload.call.tenant, record)
+        else:
+            await self._claims.keep(upload.call.tenant, upload.claim, record)
 
     async def _give_up(self, upload: "_Upload") -> None:
         upload.abandon()
@@ -102,6 +128,17 @@ class Uploads:
             await self._jobs.cancel(tenant, record.job)
             await self._jobs.put(tenant, record)
         self._cancellation.end_items(tenant, record)
+
+
+async def _replayed(
+    call: Call, record: JobRecord, chunks: AsyncIterator[bytes], fingerprint: Fingerprint
+) -> JobRecord:
+    """Return the job that was there before, if this upload is the one that made it."""
+    async for _ in chunks:
+        pass  # only its fingerprint counts
+    fingerprint.identity.check(record)
+    call.replayed = True
+    return record
 
 
 class _Upload:
@@ -120,6 +157,7 @@ class _Upload:
         self.call = call
         self.record = record
         self.items = 0
+        self.claim: Claim | None = None  # of an upload with an idempotency key
         self._submission = submission
         self._results = results
         self._limits = limits

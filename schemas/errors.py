@@ -3,12 +3,14 @@
     InferenceError
     ├── InvalidInput            the caller's request is malformed
     │   ├── TooLarge
-    │   └── UnsupportedMedia
+    │   ├── UnsupportedMedia
+    │   └── IdempotencyMismatch a key that was used for another request
     ├── Unauthorized            no key, or a wrong one
     ├── Forbidden               a right key, for something else
     ├── NotFound
     │   ├── UnknownModel
     │   └── UnknownJob
+    ├── Conflict                the same request is being received from somebody else
     ├── Overloaded              a documented limit is reached, nothing was accepted
     ├── DeadlineExceeded        the time the caller gave has passed
     ├── Cancelled               the caller asked us to stop
@@ -35,11 +37,13 @@ class ErrorCode(StrEnum):
     INVALID_INPUT = "invalid_input"
     TOO_LARGE = "too_large"
     UNSUPPORTED_MEDIA = "unsupported_media"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_JOB = "unknown_job"
+    CONFLICT = "conflict"
     OVERLOADED = "overloaded"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
@@ -86,6 +90,12 @@ class UnsupportedMedia(InvalidInput):
     code = ErrorCode.UNSUPPORTED_MEDIA
 
 
+class IdempotencyMismatch(InvalidInput):
+    """The idempotency key belongs to a request that is not this one."""
+
+    code = ErrorCode.IDEMPOTENCY_MISMATCH
+
+
 class Unauthorized(InferenceError):
     """There is no API key, or it is not one of ours."""
 
@@ -114,6 +124,13 @@ class UnknownJob(NotFound):
     """No such job is kept for this tenant."""
 
     code = ErrorCode.UNKNOWN_JOB
+
+
+class Conflict(InferenceError):
+    """The same request is being received just now, and what becomes of it is not known yet."""
+
+    code = ErrorCode.CONFLICT
+    retryable = True
 
 
 class Overloaded(InferenceError):

@@ -58,6 +58,7 @@ class JobRecord:
     receiving: StrictBool = False
     metadata: dict[StrictStr, StrictStr] = field(default_factory=dict)
     webhook: StrictStr | None = None  # the URL to tell of its end
+    fingerprint: StrictStr | None = None  # of the request that made it, if that carried an idempotency key
     v: StrictInt = 1
 
 
@@ -82,13 +83,15 @@ class Attempt:
 
 _ATTEMPT: TypeAdapter[Attempt] = TypeAdapter(Attempt)
 _RECORD: TypeAdapter[JobRecord] = TypeAdapter(JobRecord)
+_LATER = ("webhook", "fingerprint")
 
 
 def encode_job(record: JobRecord) -> bytes:
     """Encode a job's record as msgpack. What came after the first version is left out where unset."""
     raw = _RECORD.dump_python(record, mode="json")
-    if record.webhook is None:
-        del raw["webhook"]
+    for later in _LATER:
+        if raw[later] is None:
+            del raw[later]
     packed: bytes = msgpack.packb(raw, use_bin_type=True)
     return packed
 

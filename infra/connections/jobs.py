@@ -7,7 +7,7 @@ from nats.aio.msg import Msg
 
 from infra.connections.clients import NatsConnection
 from infra.connections.reading import StreamReader
-from infra.connections.requests import Requests
+from infra.connections.requests import PubAck, Requests
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, decode_job, encode_job
 from schemas.subjects import JOBS_STREAM, cancel_subject, job_subject, webhook_subject
@@ -16,6 +16,8 @@ from schemas.webhooks import WebhookRecord, decode_webhook, encode_webhook
 log = structlog.get_logger()
 
 MAX_CANCELLED = 100_000
+EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
+OVERTAKEN = (10071, 10164)  # that is not the last sequence of this subject
 
 
 class Jobs:
@@ -33,6 +35,27 @@ class Jobs:
         """Return a job of this tenant, or None."""
         stored = await self._reader.last(job_subject(tenant, job))
         return None if stored is None else decode_job(stored.body)
+
+    async def create(self, tenant: str, record: JobRecord) -> int | None:
+        """Store a record unless there is one. Returns its sequence, or None if there is one already.
+
+        Raises Unavailable if whether it was stored is unknown.
+        """
+        return await self.replace(tenant, record, 0)
+
+    async def replace(self, tenant: str, record: JobRecord, seq: int) -> int | None:
+        """Store a record in place of the one with sequence `seq`; None if that is not the newest any more."""
+        headers = {EXPECTED_SEQ: str(seq)}
+        ack = await self._requests.publish(job_subject(tenant, record.job), encode_job(record), headers)
+        if ack.err_code in OVERTAKEN:
+            return None
+        self._check(ack)
+        return ack.seq
+
+    async def look(self, tenant: str, job: str) -> tuple[JobRecord, int] | None:
+        """Return a job of this tenant with the sequence of its record, or None."""
+        stored = await self._reader.last(job_subject(tenant, job))
+        return None if stored is None else (decode_job(stored.body), stored.seq)
 
     async def newest(self, tenant: str, limit: int) -> list[JobRecord]:
         """Return the tenant's newest jobs, newest first. Reads all of them, by pages."""
@@ -61,7 +84,9 @@ class Jobs:
         await self._store(webhook_subject(tenant, job), encode_webhook(record))
 
     async def _store(self, subject: str, body: bytes) -> None:
-        ack = await self._requests.publish(subject, body)
+        self._check(await self._requests.publish(subject, body))
+
+    def _check(self, ack: PubAck) -> None:
         if ack.err_code:
             log.error("job record refused", err_code=ack.err_code, reason=ack.description)
             raise Unavailable("jobs can not be stored now", retry_after_s=5)

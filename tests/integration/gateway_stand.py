@@ -86,6 +86,7 @@ class Stand:
     blobs: BlobStore
     blobs_folder: Path
     cards: Sequence[ModelCard]
+    settings: Settings  # the gateway's
     published: list[str]  # every subject that the gateway published to
     behaviour: Behaviour = echo
     gate: asyncio.Event | None = None  # if there is one, the worker waits for it before it answers
@@ -188,6 +189,7 @@ async def standing(
                     blobs=open_blobs(settings.blobs),
                     blobs_folder=folder / "blobs",
                     cards=cards,
+                    settings=settings,
                     published=published,
                 )
                 if declare:
@@ -198,6 +200,21 @@ async def standing(
         finally:
             for config in stream_configs(stream_settings) if declare else ():
                 await admin.api(f"STREAM.DELETE.{config['name']}")
+
+
+@asynccontextmanager
+async def another_gateway(stand: Stand) -> AsyncIterator[httpx.AsyncClient]:
+    """Open a second gateway over the same servers, and give a client of it."""
+    front = create_app(stand.settings)
+    transport = httpx.ASGITransport(app=front)  # type: ignore[arg-type]
+    headers = stand.client.headers
+    async with (
+        front.app.lifespan(),
+        httpx.AsyncClient(
+            transport=transport, base_url="http://gateway", headers=headers, timeout=30
+        ) as client,
+    ):
+        yield client
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from schemas import errors
 from schemas.errors import (
     ERRORS_BY_CODE,
     MAX_FIELD_CHARS,
+    Conflict,
     ErrorCode,
     InferenceError,
     InvalidInput,
@@ -41,7 +42,12 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 
 def test_trying_again_helps_only_where_nothing_is_wrong_with_the_request() -> None:
-    assert {error for error in classes() if error.retryable} == {Overloaded, ModelUnavailable, Unavailable}
+    assert {error for error in classes() if error.retryable} == {
+        Conflict,
+        Overloaded,
+        ModelUnavailable,
+        Unavailable,
+    }
 
 
 def test_a_code_is_a_word_in_snake_case() -> None:
