@@ -133,7 +133,7 @@ class Answers:
         if settlement.dead_reason is not None:
             message = Stored(delivery.subject, delivery.headers, delivery.body, delivery.stream_seq)
             await bury(self._outlets.requests, delivery.stream, message, settlement.dead_reason)
-            metrics.dead_letters.labels(self._model).inc()
+            metrics.dead_letters.labels(settlement.dead_reason.partition(":")[0]).inc()
         if headers.job is None:
             await settler.ack(delivery)
         else:

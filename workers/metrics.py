@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from schemas.errors import ErrorCode
+
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -23,7 +25,7 @@ queue_s = Histogram(
     buckets=_SECONDS,
 )
 redeliveries = Counter("model_serving_redeliveries", "Deliveries that were not the first", ["model"])
-dead_letters = Counter("model_serving_deadletters", "Messages copied to the dead letters", ["model"])
+dead_letters = Counter("model_serving_deadletters", "Messages copied to the dead letters", ["reason"])
 duplicates = Counter("model_serving_duplicates", "Results refused because one was stored before", ["model"])
 in_hand = Gauge("model_serving_worker_in_hand", "Deliveries held and not settled", ["model"])
 model_memory_bytes = Gauge(
@@ -34,6 +36,8 @@ model_load_s = Gauge("model_serving_model_load_duration_seconds", "Time the last
 
 def create_at_zero(model: str) -> None:
     """Make every series of a model, so that rates exist before the first event."""
+    for code in ErrorCode:
+        dead_letters.labels(code)
     for outcome in OUTCOMES:
         answers.labels(model, outcome)
     for metric in (
@@ -43,7 +47,6 @@ def create_at_zero(model: str) -> None:
         batch_wait_s,
         queue_s,
         redeliveries,
-        dead_letters,
         duplicates,
     ):
         metric.labels(model)
