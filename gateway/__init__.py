@@ -4,6 +4,7 @@
     routes/      one handler a route, three lines each
     parsing      a body becomes an InferRequest
     catalogue    which models there are, as last seen in Redis
+    admission    who may come in now
     predictions  one answer, waited for or turned into a job
     dispatch     live requests: out through JetStream, back through one inbox
     submission   jobs: the record first, then a message an item

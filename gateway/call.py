@@ -27,6 +27,7 @@ class Call:
     model: str = ""
     error: ErrorCode | None = None
     replayed: bool = False
+    refused_for: str = ""  # why there was no room for it
 
     @property
     def trace_id(self) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -10,8 +10,8 @@ import structlog
 from schemas.api import ModelAnswer
 from schemas.errors import Unavailable, UnknownModel
 from schemas.models import ModelCard
-from schemas.placement import WorkerState, WorkerStatus
-from schemas.subjects import check_model_name
+from schemas.placement import BacklogReport, WorkerState, WorkerStatus
+from schemas.subjects import Lane, check_model_name
 
 log = structlog.get_logger()
 
@@ -20,10 +20,11 @@ EARLY_REFRESH_S = 0.5
 
 
 class PlacementReader(Protocol):
-    """The part of placement that a gateway reads. Both raise Unavailable."""
+    """The part of placement that a gateway reads. All raise Unavailable."""
 
     async def cards(self) -> Mapping[str, ModelCard]: ...
     async def workers(self) -> list[WorkerStatus]: ...
+    async def backlog(self) -> Sequence[BacklogReport]: ...
 
 
 class Catalogue:
@@ -33,6 +34,7 @@ class Catalogue:
         self._placement = placement
         self._cards: Mapping[str, ModelCard] = {}
         self._serving: Mapping[str, int] = {}
+        self._backlog: Mapping[tuple[str, Lane], BacklogReport] = {}
         self._read_once = False
         self._last_tried = float("-inf")
         self._refreshing = asyncio.Lock()
@@ -50,10 +52,13 @@ class Catalogue:
             self._last_tried = time.monotonic()
             try:
                 cards, workers = await self._placement.cards(), await self._placement.workers()
+                reports = await self._placement.backlog()
             except Unavailable as error:
+                self._backlog = {}  # it would be of long ago
                 self._note_reachable(False, error.message)
                 return
             self._cards, self._serving = cards, _serving(workers)
+            self._backlog = {(report.model, report.lane): report for report in reports}
             self._read_once = True
             self._note_reachable(True)
 
@@ -83,6 +88,14 @@ class Catalogue:
     def models_ready(self) -> list[str]:
         """Name the models that a worker serves now."""
         return sorted(name for name in self._cards if self._serving.get(name))
+
+    def workers_of(self, model: str) -> int:
+        """Count the workers that serve a model now."""
+        return self._serving.get(model, 0)
+
+    def backlog(self, model: str, lane: Lane) -> BacklogReport | None:
+        """Return how far behind a lane is, as the scheduler measured it, or None if that is not known."""
+        return self._backlog.get((model, lane))
 
     def describe(self, card: ModelCard) -> ModelAnswer:
         """Say what callers may know of a model."""

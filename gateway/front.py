@@ -118,7 +118,14 @@ def _own_headers(scope: Scope) -> tuple[list[str], str | None]:
 def _note_end(scope: Scope, call: Call, status: int, seconds: float) -> None:
     route = str(scope.get("path_template") or UNMATCHED)
     model = call.model or metrics.UNKNOWN
-    metrics.count(model=model, route=route, status=status, error=call.error, seconds=seconds)
+    metrics.count(
+        model=model,
+        route=route,
+        status=status,
+        error=call.error,
+        seconds=seconds,
+        refused_for=call.refused_for,
+    )
     if status < 400 or status == CLIENT_CLOSED_REQUEST:
         return
     log.warning(

@@ -5,6 +5,7 @@ from typing import Any
 
 from litestar import Request, Response
 
+from gateway.admission import Admission
 from gateway.answers import accepted
 from gateway.bodies import body_chunks, read_body
 from gateway.call import Call, call_of
@@ -29,6 +30,7 @@ class JobIntake:
         self,
         catalogue: Catalogue,
         *,
+        admission: Admission,
         submission: Submission,
         once: Once,
         uploads: Uploads,
@@ -37,6 +39,7 @@ class JobIntake:
         max_items: int,
     ) -> None:
         self._catalogue = catalogue
+        self._admission = admission
         self._submission = submission
         self._once = once
         self._uploads = uploads
@@ -46,8 +49,12 @@ class JobIntake:
 
     async def submit(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         """Answer 202 when every item is stored. Raises InferenceError and ClientGone."""
-        call, media = call_of(request.scope), media_type(request.headers)
-        fingerprint = read_fingerprint(request, call.tenant)
+        call = call_of(request.scope)
+        with self._admission.tenant(call):
+            return await self._submit(call, request)
+
+    async def _submit(self, call: Call, request: Request[Any, Any, Any]) -> Response[bytes]:
+        media, fingerprint = media_type(request.headers), read_fingerprint(request, call.tenant)
         if media in JSONL:
             return _stored(call, await self._upload(call, request, fingerprint))
         if media == JSON:
@@ -65,7 +72,8 @@ class JobIntake:
             job = replace(
                 job, webhook=await self._webhooks.allow(call.tenant, asked.webhook, field="webhook")
             )
-        return await self._uploads.receive(call, job, body_chunks(request), fingerprint)
+        with self._admission.queue(call, card, job.stored_lane):
+            return await self._uploads.receive(call, job, body_chunks(request), fingerprint)
 
     async def _whole(
         self, call: Call, request: Request[Any, Any, Any], fingerprint: Fingerprint | None
@@ -78,10 +86,11 @@ class JobIntake:
         if said.webhook is not None:
             url = await self._webhooks.allow(call.tenant, said.webhook.url, field="webhook.url")
             job = replace(job, webhook=url)
-        if fingerprint is None:
-            return await self._submission.submit(call, job, asked.requests)
-        fingerprint.add(body)
-        return await self._once.submit(call, job, asked.requests, fingerprint.identity)
+        with self._admission.queue(call, job.card, job.stored_lane):
+            if fingerprint is None:
+                return await self._submission.submit(call, job, asked.requests)
+            fingerprint.add(body)
+            return await self._once.submit(call, job, asked.requests, fingerprint.identity)
 
 
 def _stored(call: Call, record: JobRecord) -> Response[bytes]:

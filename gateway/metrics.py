@@ -42,20 +42,24 @@ _OUTCOMES: Mapping[ErrorCode, str] = {
     ErrorCode.POISON: "deadlettered",
 }
 _REASONS: Mapping[ErrorCode, str] = {
-    ErrorCode.OVERLOADED: "queue_full",
     ErrorCode.TOO_LARGE: "payload_too_large",
     ErrorCode.UNAUTHORIZED: "auth",
     ErrorCode.UNAVAILABLE: "queue_unavailable",
 }
-for _reason in _REASONS.values():
+OVERLOADS = ("queue_full", "expected_wait", "tenant_concurrency", "tenant_rate")
+for _reason in (*_REASONS.values(), *OVERLOADS):
     rejections_total.labels(_reason)
 
 
-def count(*, model: str, route: str, status: int, error: ErrorCode | None, seconds: float) -> None:
-    """Note the end of one HTTP request."""
+def count(
+    *, model: str, route: str, status: int, error: ErrorCode | None, seconds: float, refused_for: str = ""
+) -> None:
+    """Note the end of one HTTP request; `refused_for` is one of OVERLOADS, or empty."""
     requests_total.labels(model, route, outcome_of(status, error)).inc()
     request_duration_seconds.labels(model, route).observe(seconds)
-    if error is not None and error in _REASONS:
+    if refused_for:
+        rejections_total.labels(refused_for).inc()
+    elif error is not None and error in _REASONS:
         rejections_total.labels(_REASONS[error]).inc()
 
 

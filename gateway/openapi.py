@@ -33,7 +33,7 @@ _PROBLEMS = {
     413: "A documented limit is exceeded.",
     415: "The body's type is not one that is read here.",
     422: "The idempotency key was used before, for another request.",
-    429: "The queue is full; nothing was stored. Try again after `Retry-After`.",
+    429: "There is no room for this now. Try again after `Retry-After`.",
     503: "Our plumbing does not answer. Whether the request was stored is unknown.",
     504: "The deadline passed.",
 }

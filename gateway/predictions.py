@@ -7,6 +7,7 @@ from typing import Any
 
 from litestar import Request, Response
 
+from gateway.admission import Admission
 from gateway.answers import accepted, predict_response
 from gateway.bodies import Envelopes, read_body
 from gateway.call import Call, call_of
@@ -35,6 +36,7 @@ class Predictions:
         self,
         catalogue: Catalogue,
         *,
+        admission: Admission,
         dispatcher: Dispatcher,
         submission: Submission,
         once: Once,
@@ -45,6 +47,7 @@ class Predictions:
         default_timeout_s: float,
     ) -> None:
         self._catalogue = catalogue
+        self._admission = admission
         self._dispatcher = dispatcher
         self._submission = submission
         self._once = once
@@ -57,6 +60,10 @@ class Predictions:
     async def answer(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         """Read, run and answer. Raises InferenceError and ClientGone."""
         call = call_of(request.scope)
+        with self._admission.tenant(call):
+            return await self._answer(call, request)
+
+    async def _answer(self, call: Call, request: Request[Any, Any, Any]) -> Response[bytes]:
         fingerprint = read_fingerprint(request, call.tenant)
         media = media_type(request.headers)
         body = await read_body(request, max_bytes=self._max_body_bytes)
@@ -64,17 +71,27 @@ class Predictions:
         call.model = asked.card.name
         accept = request.headers.get("accept", "")
         preference = read_preference(request.headers.getall("prefer", []))
-        if fingerprint is not None:
+        if fingerprint is None and not preference.as_job:
+            return await self._live(call, asked, accept)
+        job = NewJob(asked.card, asked.lane, asked.request.version, asked.timeout_ms)
+        with self._admission.queue(call, asked.card, job.stored_lane):
+            if fingerprint is None:
+                return await self._as_job(call, asked, job, preference, accept=accept)
             fingerprint.add(body)
             return await self._once_only(call, asked, preference, accept, fingerprint.identity)
-        if preference.as_job:
-            return await self._as_job(call, asked, preference, accept)
+
+    async def _live(self, call: Call, asked: Asked, accept: str) -> Response[bytes]:
         timeout_s = self._timeout_s(asked)
-        result = await self._dispatcher.infer(call, asked.request, timeout_s=timeout_s, lane=asked.lane)
+        with (
+            self._admission.live(call, asked.card, timeout_s=timeout_s),
+            self._admission.queue(call, asked.card, asked.lane),
+        ):
+            result = await self._dispatcher.infer(call, asked.request, timeout_s=timeout_s, lane=asked.lane)
         return await predict_response(result, accept, {})
 
-    async def _as_job(self, call: Call, asked: Asked, preference: Preference, accept: str) -> Response[bytes]:
-        job = NewJob(asked.card, asked.lane, asked.request.version, asked.timeout_ms)
+    async def _as_job(
+        self, call: Call, asked: Asked, job: NewJob, preference: Preference, *, accept: str
+    ) -> Response[bytes]:
         headers = {"preference-applied": preference.applied}
         if not preference.wait_s:
             return accepted(await self._submission.submit(call, job, [asked.request]), headers)

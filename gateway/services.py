@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from gateway.admission import Admission, AdmissionLimits
 from gateway.bodies import Envelopes
 from gateway.cancellation import Cancellation
 from gateway.catalogue import Catalogue
@@ -124,9 +125,14 @@ def _assemble(
         ack_timeout_s=queue.timeout_s,
     )
     once = Once(submission, queue.jobs, queue.results)
+    limits = AdmissionLimits(
+        settings.tenant_max_in_flight, settings.tenant_requests_per_s, settings.max_wait_s
+    )
+    admission = Admission(limits, catalogue)
     cancellation = Cancellation(queue.jobs, queue.results, tasks, window=window)
     predictions = Predictions(
         catalogue,
+        admission=admission,
         dispatcher=dispatcher,
         submission=submission,
         once=once,
@@ -140,6 +146,7 @@ def _assemble(
     max_items = settings.max_job_items
     intake = JobIntake(
         catalogue,
+        admission=admission,
         submission=submission,
         once=once,
         uploads=uploads,

@@ -37,6 +37,15 @@ class GatewaySettings(BaseSettings):
     )
     start_timeout_s: float = Field(default=15.0, gt=0, description="how long to wait for NATS at the start")
     drain_grace_s: float = Field(default=25.0, ge=0, description="must be under the pod's 30 s")
+    tenant_max_in_flight: int = Field(
+        default=1024, ge=1, description="requests of one tenant under way in one process"
+    )
+    tenant_requests_per_s: float = Field(
+        default=0, ge=0, description="requests of one tenant a second to one process; 0 is no limit"
+    )
+    max_wait_s: float = Field(
+        default=10.0, gt=0, description="callers who would wait longer than this are refused at once"
+    )
     open_metrics: bool | None = Field(
         default=None, description="serve /metrics without a key; by default on a loopback host only"
     )

@@ -6,6 +6,7 @@ was seen once stays known, to a scheduler that starts later by its consumers: an
 """
 
 import asyncio
+import contextlib
 import time
 
 import structlog
@@ -16,7 +17,9 @@ from infra.connections.requests import ApiError
 from infra.connections.streams import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, Streams
 from infra.connections.telemetry import HealthReport
 from scheduler import metrics
+from scheduler.rates import Rates
 from schemas.errors import Unavailable
+from schemas.placement import BacklogReport
 from schemas.subjects import Lane
 
 log = structlog.get_logger()
@@ -40,6 +43,7 @@ class Reconciler:
         self._healthy = False
         self._wake = asyncio.Event()
         self._measure_next_s = 0.0
+        self._rates = Rates()
 
     @property
     def known(self) -> frozenset[str]:
@@ -118,6 +122,7 @@ class Reconciler:
         return list(cards)
 
     async def _measure(self) -> None:
+        reports: list[BacklogReport] = []
         for model in self._known:
             for lane in Lane:
                 try:
@@ -130,6 +135,10 @@ class Reconciler:
                     continue
                 metrics.queue_depth.labels(model, lane).set(backlog.waiting)
                 metrics.queue_ack_pending.labels(model, lane).set(backlog.in_hand)
+                per_s = self._rates.update((model, lane), backlog, time.monotonic())
+                reports.append(BacklogReport(model=model, lane=lane, waiting=backlog.waiting, per_s=per_s))
+        with contextlib.suppress(Unavailable):  # a gateway that hears nothing says so by a constant
+            await self._placement.report_backlog(reports)
 
     def _start_over(self) -> None:
         self._undeclared = True

@@ -4,9 +4,13 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.subjects import Lane
+
 CARDS_KEY = "model-serving:models"  # hash of model name -> ModelCard
 WORKER_KEY_PREFIX = "model-serving:worker:"  # + worker id -> WorkerStatus, with a time to live
+BACKLOG_KEY = "model-serving:backlog"  # -> BacklogReports, with a time to live
 WORKER_TTL_S = 10.0
+BACKLOG_TTL_S = 20.0
 HEARTBEAT_S = 3.0
 
 
@@ -28,3 +32,22 @@ class WorkerStatus(BaseModel):
     models: tuple[str, ...] = ()
     host: str = ""
     device: str = "cpu"
+
+
+class BacklogReport(BaseModel):
+    """How many requests wait on one lane of a model, and how many a second are settled while any wait."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    lane: Lane
+    waiting: int
+    per_s: float
+
+
+class BacklogReports(BaseModel):
+    """What the scheduler measured last, of every model and lane."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    reports: tuple[BacklogReport, ...] = ()

@@ -3,6 +3,7 @@
 Redis is a hint and never on the path of a request: every reader keeps what it last saw.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import redis.asyncio
@@ -11,7 +12,16 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import Unavailable
 from schemas.models import ModelCard
-from schemas.placement import CARDS_KEY, WORKER_KEY_PREFIX, WORKER_TTL_S, WorkerStatus
+from schemas.placement import (
+    BACKLOG_KEY,
+    BACKLOG_TTL_S,
+    CARDS_KEY,
+    WORKER_KEY_PREFIX,
+    WORKER_TTL_S,
+    BacklogReport,
+    BacklogReports,
+    WorkerStatus,
+)
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -50,6 +60,23 @@ class Placement:
             raise Unavailable("placement can not be read") from error
         cards = (_read(ModelCard, value) for value in raw.values())
         return {card.name: card for card in cards if card is not None}
+
+    async def report_backlog(self, reports: Sequence[BacklogReport]) -> None:
+        """Say how far behind every model and lane is; valid for BACKLOG_TTL_S."""
+        text = BacklogReports(reports=tuple(reports)).model_dump_json()
+        try:
+            await self._client.set(BACKLOG_KEY, text, px=int(BACKLOG_TTL_S * 1000))
+        except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+            raise Unavailable("placement can not be written") from error
+
+    async def backlog(self) -> Sequence[BacklogReport]:
+        """Return the newest reports, or none if there are none that count any more."""
+        try:
+            raw = await self._client.get(BACKLOG_KEY)
+        except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+            raise Unavailable("placement can not be read") from error
+        found = None if raw is None else _read(BacklogReports, raw)
+        return () if found is None else found.reports
 
     async def workers(self) -> list[WorkerStatus]:
         """Return the workers whose heartbeat has not lapsed; those we can not read are left out."""

@@ -59,6 +59,7 @@ class Backlog:
     delivered_seq: int = 0
     max_deliver: int = 1
     ack_wait_s: float = 30.0
+    settled: int = 0  # deliveries that ended, since the consumer exists
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,7 @@ class Streams:
             delivered_seq=info["delivered"]["stream_seq"],
             max_deliver=info["config"]["max_deliver"],
             ack_wait_s=info["config"]["ack_wait"] / _NS,
+            settled=info["delivered"]["consumer_seq"] - info["num_ack_pending"],
         )
 
     async def oldest(self, stream: str, subjects: str, *, from_seq: int = 1) -> OldMessage | None:

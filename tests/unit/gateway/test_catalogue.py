@@ -5,7 +5,8 @@ import pytest
 from gateway.catalogue import Catalogue
 from schemas.errors import InvalidInput, Unavailable, UnknownModel
 from schemas.models import ModelCard
-from schemas.placement import WorkerState, WorkerStatus
+from schemas.placement import BacklogReport, WorkerState, WorkerStatus
+from schemas.subjects import Lane
 from tests.unit.gateway.builders import a_card
 
 
@@ -15,6 +16,7 @@ class Placement:
     def __init__(self, *cards: ModelCard) -> None:
         self.models = {card.name: card for card in cards}
         self.heartbeats: list[WorkerStatus] = []
+        self.reports: list[BacklogReport] = []
         self.down = False
         self.reads = 0
 
@@ -26,6 +28,9 @@ class Placement:
 
     async def workers(self) -> list[WorkerStatus]:
         return self.heartbeats
+
+    async def backlog(self) -> list[BacklogReport]:
+        return self.reports
 
 
 def a_worker(*models: str, state: WorkerState = WorkerState.READY) -> WorkerStatus:
@@ -102,3 +107,15 @@ async def test_a_model_is_ready_only_where_a_worker_that_is_ready_holds_it() -> 
         ("b", True, 1),
         ("c", False, 0),
     ]
+
+
+async def test_a_backlog_is_known_while_redis_answers() -> None:
+    placement = Placement(a_card("m"))
+    placement.reports = [BacklogReport(model="m", lane=Lane.BATCH, waiting=7, per_s=2.0)]
+    catalogue = Catalogue(placement)
+    await catalogue.refresh()
+    assert catalogue.backlog("m", Lane.BATCH) == placement.reports[0]
+    assert catalogue.backlog("m", Lane.LIVE) is None
+    placement.down = True
+    await catalogue.refresh()
+    assert catalogue.backlog("m", Lane.BATCH) is None
