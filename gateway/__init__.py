@@ -7,6 +7,7 @@
     admission    who may come in now
     predictions  one answer, waited for or turned into a job
     dispatch     live requests: out through JetStream, back through one inbox
+    departures   callers who leave while they wait
     submission   jobs: the record first, then a message an item
     once         jobs with an idempotency key; claims: who receives an upload with one
     uploads      jobs that come as JSONL, line by line

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from gateway.call import Call
 from gateway.catalogue import Catalogue
+from gateway.errors import ClientGone
 from schemas.errors import DeadlineExceeded, Overloaded, Unavailable
 from schemas.models import ModelCard
 from schemas.subjects import Lane
@@ -22,7 +23,7 @@ SMOOTHING = 0.5
 SILENCE_S = 2.0
 UNKNOWN_DRAIN_S = 5.0
 MAX_DRAIN_S = 120.0
-_NOT_SERVED = (Overloaded, Unavailable, DeadlineExceeded)
+_NOT_SERVED = (ClientGone, Overloaded, Unavailable, DeadlineExceeded)
 
 
 @dataclass(frozen=True, slots=True)

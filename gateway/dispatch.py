@@ -12,13 +12,14 @@ caller, and one timer: the PubAck only moves the timer.
 import asyncio
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway.acks import check_stored
 from gateway.bodies import Envelopes
 from gateway.call import Call
+from infra.connections.aborts import send_abort
 from infra.connections.clients import NatsConnection
 from infra.connections.replies import ReplyInbox
 from infra.connections.requests import Question, Requests, read_pub_ack
@@ -149,6 +150,10 @@ class QueueDispatcher:
                         return await expected.body
             except TimeoutError as error:
                 raise _too_late(waiting) from error
+            except asyncio.CancelledError:  # the caller has left
+                with suppress(Unavailable):
+                    await send_abort(self._connection, call.request_id)
+                raise
 
     @contextmanager
     def _held(self, waiting: _Waiting) -> Iterator[None]:

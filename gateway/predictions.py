@@ -12,6 +12,7 @@ from gateway.answers import accepted, predict_response
 from gateway.bodies import Envelopes, read_body
 from gateway.call import Call, call_of
 from gateway.catalogue import Catalogue
+from gateway.departures import Departures
 from gateway.dispatch import Dispatcher
 from gateway.errors import REPLAYED
 from gateway.idempotency import Identity, read_fingerprint
@@ -37,6 +38,7 @@ class Predictions:
         catalogue: Catalogue,
         *,
         admission: Admission,
+        departures: Departures,
         dispatcher: Dispatcher,
         submission: Submission,
         once: Once,
@@ -48,6 +50,7 @@ class Predictions:
     ) -> None:
         self._catalogue = catalogue
         self._admission = admission
+        self._departures = departures
         self._dispatcher = dispatcher
         self._submission = submission
         self._once = once
@@ -72,7 +75,7 @@ class Predictions:
         accept = request.headers.get("accept", "")
         preference = read_preference(request.headers.getall("prefer", []))
         if fingerprint is None and not preference.as_job:
-            return await self._live(call, asked, accept)
+            return await self._live(call, request, asked, accept)
         job = NewJob(asked.card, asked.lane, asked.request.version, asked.timeout_ms)
         with self._admission.queue(call, asked.card, job.stored_lane):
             if fingerprint is None:
@@ -80,11 +83,14 @@ class Predictions:
             fingerprint.add(body)
             return await self._once_only(call, asked, preference, accept, fingerprint.identity)
 
-    async def _live(self, call: Call, asked: Asked, accept: str) -> Response[bytes]:
+    async def _live(
+        self, call: Call, request: Request[Any, Any, Any], asked: Asked, accept: str
+    ) -> Response[bytes]:
         timeout_s = self._timeout_s(asked)
         with (
             self._admission.live(call, asked.card, timeout_s=timeout_s),
             self._admission.queue(call, asked.card, asked.lane),
+            self._departures.watching(request),
         ):
             result = await self._dispatcher.infer(call, asked.request, timeout_s=timeout_s, lane=asked.lane)
         return await predict_response(result, accept, {})

@@ -14,6 +14,7 @@ from gateway.bodies import Envelopes
 from gateway.cancellation import Cancellation
 from gateway.catalogue import Catalogue
 from gateway.dead import DeadBook
+from gateway.departures import Departures
 from gateway.dispatch import Dispatcher, QueueDispatcher
 from gateway.health import Checks
 from gateway.intake import JobIntake
@@ -80,6 +81,7 @@ async def open_services(settings: Settings, dispatcher: Dispatcher | None) -> As
         envelopes = Envelopes(open_blobs(settings.blobs), tasks)
         catalogue = Catalogue(Placement(redis))
         await catalogue.refresh()
+        departures = Departures()
         live = QueueDispatcher(
             queue.connection,
             queue.requests,
@@ -91,6 +93,7 @@ async def open_services(settings: Settings, dispatcher: Dispatcher | None) -> As
         endless = [
             tasks.create_task(live.keep_waiting_ones_published(), name="publish again"),
             tasks.create_task(catalogue.keep_fresh(), name="catalogue"),
+            tasks.create_task(departures.run(), name="departures"),
         ]
         yield _assemble(
             settings.gateway,
@@ -98,6 +101,7 @@ async def open_services(settings: Settings, dispatcher: Dispatcher | None) -> As
             catalogue,
             envelopes,
             webhooks,
+            departures=departures,
             dispatcher=dispatcher or live,
             tasks=tasks,
         )
@@ -112,6 +116,7 @@ def _assemble(
     envelopes: Envelopes,
     webhooks: WebhookCheck,
     *,
+    departures: Departures,
     dispatcher: Dispatcher,
     tasks: asyncio.TaskGroup,
 ) -> Services:
@@ -133,6 +138,7 @@ def _assemble(
     predictions = Predictions(
         catalogue,
         admission=admission,
+        departures=departures,
         dispatcher=dispatcher,
         submission=submission,
         once=once,

@@ -121,6 +121,11 @@ def cancel_subject(tenant: str, job: str) -> str:
     return f"cancel.{tenant}.{job}"
 
 
+def abort_subject(request_id: str) -> str:
+    """Where workers hear that nobody waits for a live request any more; `*` names all of them."""
+    return f"abort.{request_id}"
+
+
 def webhook_subject(tenant: str, job: str) -> str:
     """Where it is kept how far telling the webhook of a job has come."""
     return f"webhook.{tenant}.{job}"

@@ -13,6 +13,7 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
+from infra.connections.aborts import AbortedRequests
 from infra.connections.attempts import Attempts
 from infra.connections.blobs import open_blobs
 from infra.connections.checks import check_connections, explain_settings_error
@@ -83,6 +84,7 @@ async def _serve(settings: Settings) -> int:
                 placement=Placement(redis_client),
                 threads=threads,
                 tenancy=Tenancy(settings.tenants.signing_key),
+                aborted=AbortedRequests(connection),
             ),
             device=settings.worker.device,
             ack_wait_s={lane: settings.streams.ack_wait_of(lane) for lane in Lane},

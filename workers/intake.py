@@ -62,6 +62,7 @@ class IntakeSources:
     threads: Executor
     attempts: Attempts
     tenancy: Tenancy
+    is_aborted: Callable[[str], bool] = lambda _: False  # of a request's id
 
 
 class Intake:
@@ -184,6 +185,8 @@ class Intake:
             raise DeadlineExceeded(f"the deadline of {headers.deadline_ms} ms passed in the queue")
         if headers.job is not None and self._sources.is_cancelled(headers.tenant, headers.job):
             raise Cancelled("the job was cancelled")
+        if self._sources.is_aborted(headers.id):
+            raise Cancelled("the caller has left")
 
     def _decode(self, body: bytes, headers: RequestHeaders) -> InferRequest | BlobRef:
         try:

@@ -36,12 +36,14 @@ class Runner:
         answers: Answers,
         *,
         is_cancelled: Callable[[str, str], bool],
+        is_aborted: Callable[[str], bool] = lambda _: False,
         more_coming: Callable[[], bool],
         release: Callable[[PreparedRequest], None],
     ) -> None:
         self._model = model
         self._answers = answers
         self._is_cancelled = is_cancelled
+        self._is_aborted = is_aborted
         self._more_coming = more_coming
         self._release = release
         self._batcher: Batcher[PreparedRequest] = Batcher(
@@ -123,6 +125,9 @@ class Runner:
             if headers.job is not None and self._is_cancelled(headers.tenant, headers.job):
                 error = Cancelled("the job was cancelled")
                 answering.create_task(self._answer(request, error), name="answer-cancelled")
+            elif self._is_aborted(headers.id):
+                error = Cancelled("the caller has left")
+                answering.create_task(self._answer(request, error), name="answer-aborted")
             else:
                 wanted.append(request)
         return wanted

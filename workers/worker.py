@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from infra.connections.aborts import AbortedRequests
 from infra.connections.clients import NatsConnection
 from infra.connections.clock import BrokerClock
 from infra.connections.jobs import CancelledJobs
@@ -48,6 +49,7 @@ class Surroundings:
     placement: Placement
     threads: Executor
     tenancy: Tenancy
+    aborted: AbortedRequests
 
 
 class ServedModel:
@@ -69,6 +71,7 @@ class ServedModel:
             model,
             answers,
             is_cancelled=around.cancelled,
+            is_aborted=around.aborted,
             more_coming=lambda: self.intake.more_coming,
             release=self._release,
         )
@@ -80,6 +83,7 @@ class ServedModel:
             threads=around.threads,
             attempts=around.outlets.attempts,
             tenancy=around.tenancy,
+            is_aborted=around.aborted,
         )
         self.intake = Intake(
             model, sources, answers, held=self.held, max_starts=max_starts, offer=self.runner.offer
@@ -128,6 +132,7 @@ class Worker:
         """Serve until drained. Raises an exception group with DeviceLost if an engine is lost."""
         around = self._around
         await around.cancelled.open()
+        await around.aborted.open()
         around.connection.on_reconnect(self._catch_up_soon)
         self._catch_up = asyncio.Event()
         self._catch_up.set()

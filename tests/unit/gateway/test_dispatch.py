@@ -205,7 +205,7 @@ async def test_a_connection_that_stays_away_is_unavailable_before_the_deadline(
     assert error.retry_after_s
 
 
-async def test_a_caller_that_gives_up_leaves_nothing_behind(stage: Stage) -> None:
+async def test_a_caller_that_gives_up_leaves_nothing_behind_but_word_of_it(stage: Stage) -> None:
     waiting = stage.infer()
     message = await stage.nats.message(0)
     waiting.cancel()
@@ -215,7 +215,8 @@ async def test_a_caller_that_gives_up_leaves_nothing_behind(stage: Stage) -> Non
     await stage.nats.lose()
     await stage.nats.restore()
     assert stage.inbox.in_flight == 0
-    assert len(stage.nats.client.published) == 1
+    subjects = [published.subject for published in stage.nats.client.published]
+    assert subjects == ["infer.m.live", f"abort.{stage.call.request_id}"]
 
 
 async def test_a_large_request_travels_as_a_reference_that_is_deleted_after(tmp_path: Path) -> None:
