@@ -28,6 +28,7 @@ EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 SILENCE_MEANS_YES_S = 0.3
 RETIRE_TIMEOUT_S = 5.0
+QUIET_S = 0.2
 _RETRY_S = (0.1, 0.25, 0.5, 1.0)
 _NO_RESPONDERS = "503"
 
@@ -108,9 +109,8 @@ class PullConsumer:
                     await self._ask_for_room()
                     await self._wait()
         finally:
-            subscription, self._subscription = self._subscription, None
-            if subscription is not None and not self._connection.client.is_closed:
-                await subscription.unsubscribe()
+            if not self._stopped:  # else `stop` sees to it, when nothing more comes
+                await self._unsubscribe()
 
     @property
     def available(self) -> bool:
@@ -127,9 +127,17 @@ class PullConsumer:
         return self._credit > 0
 
     async def stop(self) -> None:
-        """Take nothing new. Deliveries already on their way still arrive before `run` returns."""
+        """Ask for nothing more, and return when nothing more will come.
+
+        What the server is sending for pulls that are open is waited for while it comes. What it would
+        still send after that goes to others at once, but counts as delivered.
+        """
         self._stopped = True
         self._wake.set()
+        heard = None
+        while self._credit > 0 and self._connection.connected and heard != self._last_heard:
+            heard = self._last_heard
+            await asyncio.sleep(QUIET_S)
         await self._retire_inbox()
 
     def top_up(self) -> None:
@@ -150,6 +158,11 @@ class PullConsumer:
             self._inbox, cb=self._received, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
         self._last_heard = time.monotonic()
+
+    async def _unsubscribe(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None and not self._connection.client.is_closed:
+            await subscription.unsubscribe()
 
     async def _retire_inbox(self) -> None:
         subscription, self._subscription = self._subscription, None
