@@ -106,8 +106,7 @@ class Intake:
 
     async def stop_pulling(self) -> None:
         """Take nothing new. What was pushed to us before the server heard of it is still taken in."""
-        for consumer in self.consumers.values():
-            await consumer.stop()
+        await asyncio.gather(*(consumer.stop() for consumer in self.consumers.values()))
         self._stopped.set()
 
     @property
@@ -196,7 +195,8 @@ class Intake:
 
     def _prepare(self, request: InferRequest) -> Arrays:
         if request.model != self._model.name:
-            raise InvalidInput("is not the model of the subject it was published to", field="model")
+            wrong = InvalidInput("is not the model of the subject it was published to", field="model")
+            raise MalformedMessage(wrong)
         return self._model.prepare(request)
 
     async def _accept_again(self, delivery: Delivery, headers: RequestHeaders, lane: Lane) -> None:
@@ -241,7 +241,10 @@ class Intake:
         loop, threads = asyncio.get_running_loop(), self._sources.threads
         decoded = await loop.run_in_executor(threads, self._decode, body, headers)
         if isinstance(decoded, BlobRef):
-            body = await self._sources.blobs.get(headers.tenant, decoded)
+            try:
+                body = await self._sources.blobs.get(headers.tenant, decoded)
+            except InvalidInput as error:
+                raise MalformedMessage(error) from error
             decoded = await loop.run_in_executor(threads, self._decode, body, headers)
             if isinstance(decoded, BlobRef):
                 raise MalformedMessage(InvalidInput("refers to another reference", field="blob"))
