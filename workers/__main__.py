@@ -53,11 +53,21 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         return asyncio.run(check_connections(settings.nats, settings.redis, Role.WORKER))
     try:
-        return uvloop.run(_serve(settings))
+        status: int = uvloop.run(_serve(settings))
     except* DeviceLost as lost:
-        log.error("engine lost; ending the process", reason=str(lost.exceptions[0]))
-        # The engine's thread may never return, so the interpreter must not wait for it.
-        os._exit(EXIT_DEVICE_LOST)
+        log.error("engine lost; ending the process", reason=_first_reason(lost))
+        status = EXIT_DEVICE_LOST
+    if status:
+        # An engine's thread may never return, and an interpreter that ends in order waits for it.
+        os._exit(status)
+    return status
+
+
+def _first_reason(error: BaseException) -> str:
+    """Return the text of the first exception in a group of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
 
 
 async def _serve(settings: Settings) -> int:
