@@ -127,6 +127,7 @@ class Worker:
         ]
         self._state = WorkerState.STARTING
         self._draining = asyncio.Event()
+        self._current = asyncio.Event()  # whether the broker's clock and the cancel marks were read
 
     async def run(self) -> None:
         """Serve until drained. Raises an exception group with DeviceLost if an engine is lost."""
@@ -142,6 +143,7 @@ class Worker:
                 background.create_task(self._heartbeat(), name="heartbeat"),
                 background.create_task(self._follow_broker(), name="broker"),
             ]
+            await self._current.wait()
             async with asyncio.TaskGroup() as serving:
                 for served in self._served:
                     serving.create_task(served.run(), name=f"serve-{served.model.name}")
@@ -157,6 +159,7 @@ class Worker:
             log.info("draining", worker=self.id, in_hand=sum(len(served.held) for served in self._served))
         self._state = WorkerState.DRAINING
         self._draining.set()
+        self._current.set()
 
     def health(self) -> HealthReport:
         """Say whether work would be pulled now; called from the operations thread."""
@@ -170,8 +173,7 @@ class Worker:
         return HealthReport(ready, checks, tuple(served.model.name for served in self._served))
 
     async def _stop_pulling(self) -> None:
-        for served in self._served:
-            await served.intake.stop_pulling()
+        await asyncio.gather(*(served.intake.stop_pulling() for served in self._served))
 
     async def _keep_leases(self) -> None:
         """Extend what is in hand at a third of ack_wait."""
@@ -211,14 +213,20 @@ class Worker:
 
     async def _follow_broker(self) -> None:
         """Keep the broker's clock and the cancel marks current, anew after each reconnection."""
+        reachable = True
         while True:
             self._catch_up.clear()
             try:
                 await self._around.clock.sync()
                 await self._around.cancelled.catch_up()
-            except (Unavailable, ApiError):
-                await asyncio.sleep(RETRY_S)  # the streams may not be declared yet
+            except (Unavailable, ApiError) as error:
+                if reachable:
+                    log.warning("broker not followed; trying again", worker=self.id, reason=str(error))
+                reachable = False
+                await asyncio.sleep(RETRY_S / 4)  # the streams may not be declared yet
                 continue
+            reachable = True
+            self._current.set()
             try:
                 async with asyncio.timeout(CLOCK_SYNC_S):
                     await self._catch_up.wait()
