@@ -28,6 +28,7 @@ from workers.settle import Settled, Settlement, settle
 
 log = structlog.get_logger()
 
+HEADERS_BYTES = 4096  # more than what we write beside a body
 RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 10.0)
 
 
@@ -147,7 +148,8 @@ class Answers:
 
     async def _body(self, tenant: str, body: bytes) -> bytes:
         """Keep a body inline, or put it into a blob and return the reference."""
-        if len(body) <= self._outlets.blobs.inline_limit_bytes:
+        room = self._outlets.requests.room_for_body({}) - HEADERS_BYTES
+        if len(body) <= min(self._outlets.blobs.inline_limit_bytes, room):
             return body
         return encode_blob_ref(await self._outlets.blobs.put(tenant, body))
 

@@ -78,7 +78,7 @@ class Runner:
         self._wake.set()
 
     def is_stuck(self, now_s: float) -> bool:
-        """Say whether a batch has run for longer than the model may, so its leases must lapse."""
+        """Say whether a run has lasted longer than the model may, so the leases must lapse."""
         return self._started_s is not None and now_s - self._started_s > self._model.config.max_execution_s
 
     async def run(self) -> None:
@@ -135,13 +135,10 @@ class Runner:
     async def _run_batch(self, batch: Sequence[PreparedRequest]) -> tuple[list[Outcome], float]:
         """Return an outcome for each request, in order, and how long the run took, in seconds."""
         name = self._model.name
-        started_s = self._started_s = time.monotonic()
+        started_s = time.monotonic()
         for request in batch:
             metrics.batch_wait_s.labels(name).observe(started_s - request.delivered_s)
-        try:
-            outcomes = await self._run_or_split(batch)
-        finally:
-            self._started_s = None
+        outcomes = await self._run_or_split(batch)
         run_s = time.monotonic() - started_s
         self._run_s += _SMOOTHING * (run_s - self._run_s)
         items = sum(request.items for request in batch)
@@ -170,11 +167,14 @@ class Runner:
     async def _run_in_thread(self, arrays: list[Arrays]) -> Sequence[Arrays]:
         """Run on the engine's thread. A run that does not end in time can not be stopped: DeviceLost."""
         run = asyncio.get_running_loop().run_in_executor(self._thread, self._model.run, arrays)
+        self._started_s = time.monotonic()
         try:
             async with asyncio.timeout(self._model.config.max_execution_s):
                 return await run
         except TimeoutError as error:
             raise DeviceLost(f"model {self._model.name!r} ran over its max_execution_s") from error
+        finally:
+            self._started_s = None
 
     async def _answer_batch(
         self, batch: Sequence[PreparedRequest], outcomes: Sequence[Outcome], run_s: float
