@@ -29,6 +29,7 @@ _ROUTES = (
     jobs.get_job,
     jobs.cancel_job,
     jobs.get_results,
+    jobs.get_item,
     models.list_models,
     models.get_model,
     models.get_org_model,

@@ -1,18 +1,20 @@
 """What became of a job: its status, its results, and an end to it on request."""
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from gateway.answers import item_line, item_map
 from gateway.bodies import Envelopes
 from gateway.cancellation import Cancellation
 from gateway.parsing import off_loop
+from infra.connections.attempts import Attempts
 from infra.connections.jobs import Jobs
 from infra.connections.outcomes import read_state
 from infra.connections.results import ItemRecord, Results
 from schemas.api import ItemResult, JobList, JobStatus, WebhookStatus
 from schemas.envelope import Failure, Result
 from schemas.errors import ErrorCode, Internal, UnknownJob
-from schemas.jobs import JobRecord
+from schemas.jobs import JobRecord, JobState
 from schemas.json_tensors import write_json
 from schemas.subjects import JOB_ID, Lane
 from schemas.webhooks import Outcome
@@ -30,10 +32,16 @@ class JobBook:
     """
 
     def __init__(
-        self, jobs: Jobs, results: Results, envelopes: Envelopes, cancellation: Cancellation
+        self,
+        jobs: Jobs,
+        results: Results,
+        attempts: Attempts,
+        envelopes: Envelopes,
+        cancellation: Cancellation,
     ) -> None:
         self._jobs = jobs
         self._results = results
+        self._attempts = attempts
         self._envelopes = envelopes
         self._cancellation = cancellation
 
@@ -47,6 +55,32 @@ class JobBook:
                 result = item_map(ended, await self._reply(tenant, ended))
                 return status.model_copy(update={"result": ItemResult.model_validate(result)})
         return status
+
+    async def item(self, tenant: str, job: str, item: int) -> bytes:
+        """Write an ItemDetail as JSON: how one item ended, if it did, and the attempts at it."""
+        record = await self._record(tenant, job)
+        if not 0 <= item < record.items:
+            raise UnknownJob(f"the job has no item {item}", field="item")
+        history = await self._attempts.history(tenant, job, item)
+        ended = await self._results.read(tenant, job, item)
+        if ended is None:
+            attempts = max((one.attempt for one in history), default=0)
+            found: dict[str, Any] = {"item": item, "state": JobState.QUEUED, "attempts": attempts}
+        else:
+            reply = await self._reply(tenant, ended)
+            found = item_map(ended, reply) | ({"worker": ended.worker} if ended.worker else {})
+        events = [
+            {
+                "attempt": one.attempt,
+                "worker": one.worker,
+                "event": one.event,
+                "reason": one.reason,
+                "at": one.at,
+            }
+            for one in history
+        ]
+        size = 0 if ended is None else len(ended.body)
+        return await off_loop(size, write_json, found | {"history": events})
 
     async def newest(self, tenant: str, limit: int) -> JobList:
         """List the newest jobs, without results."""

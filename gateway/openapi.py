@@ -21,7 +21,16 @@ from litestar.openapi.spec import (
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from schemas.api import JobBody, JobItem, JobStatus, PredictAnswer, PredictBody, Problem, ResultPage
+from schemas.api import (
+    ItemDetail,
+    JobBody,
+    JobItem,
+    JobStatus,
+    PredictAnswer,
+    PredictBody,
+    Problem,
+    ResultPage,
+)
 from schemas.headers import MSGPACK
 
 _REFS = "#/components/schemas/{model}"
@@ -59,6 +68,7 @@ PREDICT_RESPONSES = (
 )
 SUBMIT_RESPONSES = _problem_responses() | _answered_by(202, JobStatus, "Every item is stored.")
 STATUS_RESPONSES = _problem_responses() | _answered_by(200, JobStatus, "Where the job is.")
+ITEM_RESPONSES = _problem_responses() | _answered_by(200, ItemDetail, "One item, and the attempts at it.")
 RESULTS_RESPONSES = _problem_responses() | _answered_by(
     200, ResultPage, "A page; with `Accept: application/jsonl` all results, one a line."
 )

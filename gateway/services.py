@@ -25,6 +25,7 @@ from gateway.settings import GatewaySettings, Settings
 from gateway.submission import Submission
 from gateway.uploads import UploadLimits, Uploads
 from gateway.webhooks import WebhookCheck
+from infra.connections.attempts import Attempts
 from infra.connections.blobs import open_blobs
 from infra.connections.callbacks import open_callbacks
 from infra.connections.clients import NatsConnection, Role, open_nats, open_redis
@@ -61,6 +62,7 @@ class _Queue:
     inbox: ReplyInbox
     jobs: Jobs
     results: Results
+    attempts: Attempts
     letters: DeadLetters
     tenancy: Tenancy
     timeout_s: float
@@ -160,7 +162,7 @@ def _assemble(
         max_body_bytes=max_body_bytes,
         max_items=max_items,
     )
-    book = JobBook(queue.jobs, queue.results, envelopes, cancellation)
+    book = JobBook(queue.jobs, queue.results, queue.attempts, envelopes, cancellation)
     dead = DeadBook(queue.letters, catalogue, submission, queue.jobs, queue.tenancy)
     return Services(catalogue, predictions, intake, book, dead, Checks(queue.connection, catalogue))
 
@@ -196,9 +198,10 @@ async def _open_queue(settings: Settings) -> AsyncIterator[_Queue]:
         patience.reschedule(None)
         jobs = Jobs(connection, requests, timeout_s=timeout_s)
         results = Results(connection, requests, timeout_s=timeout_s)
+        attempts = Attempts(connection, requests, worker="", timeout_s=timeout_s)  # it only reads
         letters = DeadLetters(connection, requests, timeout_s=timeout_s)
         tenancy = Tenancy(settings.tenants.signing_key)
-        yield _Queue(connection, requests, inbox, jobs, results, letters, tenancy, timeout_s)
+        yield _Queue(connection, requests, inbox, jobs, results, attempts, letters, tenancy, timeout_s)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.jobs import ItemState, JobState
+from schemas.jobs import AttemptEvent, ItemState, JobState
 from schemas.models import Signature
 from schemas.subjects import Lane
 from schemas.webhooks import MAX_URL_CHARS
@@ -158,6 +158,34 @@ class ItemResult(BaseModel):
     outputs: list[OutputTensor] | None = None
     timing: dict[str, float] | None = None
     error: ItemError | None = None
+
+
+class AttemptView(BaseModel):
+    """One event in the attempts at an item. `at` is unix seconds on the worker's clock."""
+
+    attempt: int
+    worker: str
+    event: AttemptEvent
+    reason: str
+    at: float
+
+
+class ItemDetail(BaseModel):
+    """One item of a job: how it ended, or `queued`, and what is known of the attempts at it.
+
+    The first start is not in the history: to record it would cost every request a write.
+    """
+
+    item: int
+    state: str
+    attempts: int
+    worker: str | None = None
+    model: str | None = None
+    version: int | None = None
+    outputs: list[OutputTensor] | None = None
+    timing: dict[str, float] | None = None
+    error: ItemError | None = None
+    history: list[AttemptView] = Field(default_factory=list)
 
 
 class ResultPage(BaseModel):

@@ -11,7 +11,13 @@ from gateway.answers import job_response, json_response, wants_lines
 from gateway.call import call_of
 from gateway.intake import JobIntake
 from gateway.jobs import MAX_PAGE, JobBook
-from gateway.openapi import RESULTS_RESPONSES, STATUS_RESPONSES, SUBMIT_RESPONSES, SubmitOperation
+from gateway.openapi import (
+    ITEM_RESPONSES,
+    RESULTS_RESPONSES,
+    STATUS_RESPONSES,
+    SUBMIT_RESPONSES,
+    SubmitOperation,
+)
 from gateway.parsing import JSONL
 from schemas.api import JobList
 
@@ -48,6 +54,14 @@ async def cancel_job(
 ) -> Response[bytes]:
     """Cancel what has not ended of a job. Results that are stored stay."""
     return job_response(await book.cancel(call_of(request.scope).tenant, job))
+
+
+@get("/v1/jobs/{job:str}/items/{item:int}", responses=ITEM_RESPONSES)
+async def get_item(
+    request: Request[Any, Any, Any], job: FromPath[str], item: FromPath[int], book: NamedDependency[JobBook]
+) -> Response[bytes]:
+    """Say how one item ended, on which worker, and which attempts there were beyond the first."""
+    return json_response(await book.item(call_of(request.scope).tenant, job, item))
 
 
 @get("/v1/jobs/{job:str}/results", responses=RESULTS_RESPONSES)

@@ -119,3 +119,21 @@ def test_a_rolling_restart_fails_nobody_and_starts_nothing_twice(system: System,
     caller.join(30)
     assert set(statuses) == {200}
     assert max(system.starts().values()) == 1
+
+
+def test_the_attempts_at_an_item_are_told_with_their_workers(system: System, client: Client) -> None:
+    first = system.start("workers")
+    client.until_served()
+    job = client.submit([[1, KILL_ONCE, 0], [2, ANSWER, 0]])
+    first.process.wait(20)  # the row ended it
+    assert client.http.get(f"/v1/jobs/{job}/items/0").json()["state"] == "queued"
+    system.start("workers")
+    assert client.ended(job)["state"] == "succeeded"
+    found = client.http.get(f"/v1/jobs/{job}/items/0").json()
+    assert (found["item"], found["state"], found["attempts"]) == (0, "succeeded", 2)
+    assert found["outputs"][0]["data"][0][0] == 1
+    (started,) = found["history"]
+    assert (started["attempt"], started["event"]) == (2, "started")
+    assert started["worker"] == found["worker"]
+    for missing in (f"{job}/items/2", f"{'0' * 32}/items/0"):
+        assert client.http.get(f"/v1/jobs/{missing}").status_code == 404
