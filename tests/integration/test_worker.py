@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgpack
 import nats
+import psutil
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -43,9 +45,9 @@ from schemas.jobs import ItemState
 from schemas.subjects import Lane, consumer_name, infer_subject
 from schemas.tensors import Tensor
 from scripts.models.identity import identity_model
-from tests.integration.broker_stand import Declared, connected, raw_connection
+from tests.integration.broker_stand import Declared, connected, declared, raw_connection
 from tests.integration.services import Service, service
-from tests.models import add_model, install_test_models, loop_model
+from tests.models import add_model, expand_model, install_test_models, loop_model
 from tests.servers import NatsServer, ValkeyServer
 from tests.waiting import until
 
@@ -93,6 +95,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     install_test_models(folder / "models")
     add_model(folder / "models", OWN, identity_model())
     add_model(folder / "models", OWN_LOOP, loop_model())
+    add_model(folder / "models", "own-expand", expand_model())
     add_model(folder / "models", "hanging", loop_model(), max_execution_s=1.0)
     with ExitStack() as opened:
         broker = opened.enter_context(NatsServer(folder / "nats"))
@@ -206,6 +209,15 @@ def a_request(*tensors: Tensor, model: str = "identity") -> bytes:
 def turns(trips: int, *, model: str = "loop") -> bytes:
     """Build a request that runs for about a microsecond a trip."""
     return a_request(Tensor("trips", "int64", (1,), struct.pack("<q", trips)), model=model)
+
+
+def expanded(width: int, *, model: str = "expand") -> bytes:
+    """Build a request whose output is 1.5, so many times."""
+    tensors = (
+        Tensor("x", "float32", (1,), struct.pack("<f", 1.5)),
+        Tensor("width", "int64", (1,), struct.pack("<q", width)),
+    )
+    return a_request(*tensors, model=model)
 
 
 def output(answer: Any) -> bytes:
@@ -551,18 +563,16 @@ async def test_a_body_over_the_inline_limit_travels_as_a_blob_both_ways(
 ) -> None:
     job = fresh("job")
     blobs = stack.blobs()
-    width = Tensor("width", "int64", (2,), struct.pack("<2q", 1000, 1000))
-    body = a_request(Tensor("x", "float32", (2,), struct.pack("<2f", 1.5, 2.5)), width, model="expand")
     async with looking(stack) as broker, publishing(stack) as publisher:
-        sent = encode_blob_ref(await blobs.put("public", body))
+        sent = encode_blob_ref(await blobs.put("public", expanded(1000)))
         reference = await publisher.ask(sent, model="expand", Ms_Job=job)
         assert isinstance(reference, BlobRef)
         whole = await blobs.get("public", reference)
         assert hashlib.sha256(whole).hexdigest() == reference.sha256
         result = decode_reply(whole)
         assert isinstance(result, Result)
-        assert result.outputs[0].shape == (2, 1000)
-        assert output(result) == struct.pack("<f", 1.5) * 1000 + struct.pack("<f", 2.5) * 1000
+        assert result.outputs[0].shape == (1, 1000)
+        assert output(result) == struct.pack("<f", 1.5) * 1000
         record = await record_of(broker, job)
         assert record is not None
         stored = decode_reply(record.body)
@@ -672,13 +682,75 @@ async def test_a_drain_that_takes_too_long_ends_with_status_1_though_the_engine_
             assert "drain took too long" in worker.log
 
 
+async def test_nothing_is_pulled_before_the_cancel_marks_were_read(stack: Stack, tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        async with declared(server, OWN) as broker:
+            await broker.link.requests.api("STREAM.DELETE.JOBS")
+            environment = SETTINGS | {"WORKER_MODELS": OWN}
+            with service("workers", stack.folder, server, stack.valkey, **environment) as worker:
+                await until(lambda: "broker not followed" in worker.log, "the worker to look for the marks")
+                assert (await broker.consumer(model=OWN))["num_waiting"] == 0
+                await broker.streams.declare()
+                await asyncio.to_thread(worker.wait_ready)
+                assert (await broker.consumer(model=OWN))["num_waiting"] > 0
+
+
+async def test_a_reply_as_large_as_a_message_leaves_the_room_that_headers_take(stack: Stack) -> None:
+    job = fresh("job")
+    async with looking(stack), publishing(stack) as publisher:
+        with stack.worker(models="own-expand", BLOB_INLINE_LIMIT_BYTES="1048576") as worker:
+            for size in (1_048_500, 1_048_400):  # bytes of outputs; the rest of the reply is about 130
+                body = expanded(size // 4, model="own-expand")
+                await publisher.publish(body, model="own-expand", Ms_Job=job, Ms_Item=str(size))
+                reference = await publisher.reply()
+                assert isinstance(reference, BlobRef)
+                result = decode_reply(await stack.blobs().get("public", reference))
+                assert len(output(result)) == size
+            assert worker.runs
+
+
+async def test_hostile_messages_leave_nothing_in_memory(stack: Stack, shared_worker: Service) -> None:
+    process = psutil.Process(shared_worker.pid)
+
+    async def send_all(times: int) -> None:
+        for _ in range(times):
+            for body, special, _ in MALFORMED.values():
+                await publisher.publish(body, **({"lane": Lane.BATCH} | special))
+        await publisher.until_stored()
+        await until(lambda: all_settled(broker), "all to be settled")
+
+    async with looking(stack) as broker, publishing(stack) as publisher:
+        await send_all(5)
+        before = process.memory_info().rss
+        await send_all(20)
+        assert process.memory_info().rss - before < 32 << 20
+        await publisher.client.flush()
+        while not publisher.replies.empty():
+            publisher.replies.get_nowait()
+        assert output(await publisher.ask(GOOD)) == x(1.0).data
+
+
+def subscriptions_of_workers(server: NatsServer) -> list[int]:
+    """Count, by way of the broker's monitoring port, what each worker listens to."""
+    connections = httpx.get(f"{server.monitoring_url}/connz", timeout=5).json()["connections"]
+    return [one["subscriptions"] for one in connections if one["name"].startswith("model-serving-worker-")]
+
+
+def holds_nothing(worker: Service, model: str) -> bool:
+    return worker.metric("model_serving_worker_in_hand", model=model) == 0
+
+
 async def test_a_worker_outlives_a_restart_of_the_broker(stack: Stack, shared_worker: Service) -> None:
     """Last in this file: live work and the publisher's connection do not."""
     async with publishing(stack) as publisher:
         assert output(await publisher.ask(GOOD)) == x(1.0).data
+    subscriptions = subscriptions_of_workers(stack.nats)
     await asyncio.to_thread(stack.nats.restart, kill=True)
     await until(lambda: not shared_worker.is_ready(), "the worker to notice")
     await asyncio.to_thread(shared_worker.wait_ready)
     async with looking(stack), publishing(stack) as publisher:
         for lane in Lane:
             assert output(await publisher.ask(GOOD, lane=lane)) == x(1.0).data
+    assert subscriptions_of_workers(stack.nats) == subscriptions
+    for model in ("identity", "div", "loop", "expand"):
+        await until(lambda model=model: holds_nothing(shared_worker, model), f"{model} to be let go")  # type: ignore[misc]
