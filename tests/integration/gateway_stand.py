@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,7 +288,8 @@ class _Worker:
                     self._consumers.append(consumer)
                     tasks.create_task(consumer.run())
             while True:
-                await self._answer(await self._deliveries.get())
+                with suppress(Unavailable):  # the server is away; what it lost is published again
+                    await self._answer(await self._deliveries.get())
                 for consumer in self._consumers:
                     consumer.top_up()
 
