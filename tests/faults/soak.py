@@ -93,6 +93,11 @@ class Soak:
         """Load and break for `minutes`, let everything settle, and audit."""
         self._workers = [self._system.start("workers") for _ in range(WORKERS)]
         client = self._system.start_gateway()
+        with client.http:
+            self._load_and_break(client, minutes)
+        return self.ledger
+
+    def _load_and_break(self, client: Client, minutes: float) -> None:
         client.until_served()
         threads = [
             threading.Thread(target=work, args=(client.url,), name=work.__name__)
@@ -105,7 +110,6 @@ class Soak:
         for thread in threads:
             thread.join()
         self._settle(client)
-        return self.ledger
 
     def _submit(self, url: str) -> None:
         client = Client(url, self._scheduler)
