@@ -41,6 +41,7 @@ class ServiceRate:
     def __init__(self) -> None:
         self.in_flight = 0
         self._per_s: float | None = None
+        self._warm = False
         self._answers = 0
         self._busy_s = 0.0
         self._busy_since_s = 0.0
@@ -58,6 +59,12 @@ class ServiceRate:
         if not self.in_flight:
             self._busy_s, self._busy_since_s = busy_s, now_s
         if not served:
+            if not self._answers:  # nobody serves yet, which says nothing of how fast it will be
+                self._busy_s, self._busy_since_s = 0.0, now_s
+            return
+        first, self._warm = not self._warm, True
+        if first and not self.in_flight:  # it may have waited for the model to load
+            self._busy_s = 0.0
             return
         self._answers += 1
         if busy_s >= WINDOW_S:

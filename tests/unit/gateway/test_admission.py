@@ -89,6 +89,17 @@ def test_whoever_would_wait_too_long_is_refused() -> None:
     assert not is_in(a_rate(50, in_flight=400), timeout_s=12)  # at most half of what it has
 
 
+def test_the_time_in_which_a_model_was_loaded_is_not_its_slowness() -> None:
+    rate = ServiceRate()
+    for waited_s in (30.0, 60.0):  # nobody serves it yet; then one caller is answered, late
+        rate.begin(waited_s - 30)
+        rate.end(waited_s, served=waited_s == 60.0)
+    for answer in range(50):
+        rate.begin(60.0 + answer * 0.02)
+        rate.end(60.0 + (answer + 1) * 0.02, served=True)
+    assert rate.per_s(61.0) == pytest.approx(50, rel=0.1)
+
+
 def test_before_a_rate_is_known_and_below_the_floor_everybody_comes_in() -> None:
     unknown = ServiceRate()
     for _ in range(1000):
