@@ -11,9 +11,12 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, generate_latest
 
 from infra.connections.settings import LogSettings
+
+# Moved by workers and by the scheduler. A name can be registered once in a process, and tests import both.
+dead_letters = Counter("model_serving_deadletters", "Requests given up and copied to DEAD", ["reason"])
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
