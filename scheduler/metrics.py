@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge
 
-from infra.connections.telemetry import dead_letters as dead_letters
+from infra.connections import telemetry
 
 queue_depth = Gauge(
     "model_serving_queue_depth", "Requests stored and not yet delivered to a worker", ["model", "lane"]
@@ -12,6 +12,7 @@ queue_ack_pending = Gauge(
 )
 swept = Counter("model_serving_swept", "Requests ended because no worker can ever serve them", ["reason"])
 swept.labels("unknown_model")
+dead_letters = telemetry.dead_letters
 for reason in ("poison", "parked"):  # told by an advisory, or found by the sweep for missed ones
     dead_letters.labels(reason)
 dead_letter_depth = Gauge("model_serving_deadletter_depth", "Dead letters that are kept")

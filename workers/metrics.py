@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from infra.connections.telemetry import dead_letters as dead_letters
+from infra.connections import telemetry
 from schemas.errors import ErrorCode
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -26,6 +26,7 @@ queue_s = Histogram(
     buckets=_SECONDS,
 )
 redeliveries = Counter("model_serving_redeliveries", "Deliveries that were not the first", ["model"])
+dead_letters = telemetry.dead_letters
 duplicates = Counter("model_serving_duplicates", "Results refused because one was stored before", ["model"])
 in_hand = Gauge("model_serving_worker_in_hand", "Deliveries held and not settled", ["model"])
 model_memory_bytes = Gauge(
