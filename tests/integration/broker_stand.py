@@ -7,13 +7,15 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import psutil
+
 from infra.connections.clients import NatsConnection, Role, open_nats
 from infra.connections.requests import ApiError, PubAck, Requests
 from infra.connections.settings import StreamSettings
 from infra.connections.streams import STREAM_NOT_FOUND, Streams, stream_configs
 from schemas.errors import Unavailable
 from schemas.subjects import Lane, consumer_name, infer_subject
-from tests.servers import HOST, NatsServer
+from tests.servers import HOST, NatsServer, Server, wait_until
 
 MODEL = "m.v1"
 
@@ -102,6 +104,19 @@ async def remove_streams(link: Link) -> None:
         except ApiError as error:
             if error.err_code != STREAM_NOT_FOUND:
                 raise
+
+
+@contextmanager
+def hung(server: Server) -> Iterator[None]:
+    """Let a server's process stand still; a server that the test ends meanwhile stays ended."""
+    process = psutil.Process(server.pid)
+    process.suspend()
+    wait_until(lambda: process.status() == psutil.STATUS_STOPPED, f"{server.name} to stand still")
+    try:
+        yield
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 class RawConnection:

@@ -1,8 +1,6 @@
 """Placement in a real Valkey: announced, lapsed, left, and what a Redis that is away means."""
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from infra.connections.settings import RedisSettings
 from schemas.errors import Unavailable
 from schemas.models import ModelCard, Signature, TensorSpec
 from schemas.placement import CARDS_KEY, WORKER_KEY_PREFIX, WorkerState, WorkerStatus
+from tests.integration.broker_stand import hung
 from tests.servers import ValkeyServer
 from tests.waiting import until
 
@@ -111,11 +110,8 @@ async def test_no_redis_is_unavailable_within_the_deadline(own_server: ValkeySer
         await every_call_is_unavailable(placement)
         await asyncio.to_thread(own_server.start)
         assert list(await placement.cards()) in (["a"], [])
-        os.kill(own_server.pid, signal.SIGSTOP)
-        try:
+        with hung(own_server):
             await every_call_is_unavailable(placement)
-        finally:
-            os.kill(own_server.pid, signal.SIGCONT)
         await placement.announce(a_status("w1"), [a_card("a")])
         assert list(await placement.cards()) == ["a"]
 

@@ -1,15 +1,13 @@
 """Pulling over deleted consumers, restarts, cuts and servers that hang."""
 
 import asyncio
-import os
-import signal
 
 import pytest
 
 from infra.connections import pulling
 from infra.connections.clients import Role
 from schemas.errors import Unavailable
-from tests.integration.broker_stand import MODEL, Declared, Link, connected, declared
+from tests.integration.broker_stand import MODEL, Declared, Link, connected, declared, hung
 from tests.integration.pulling_stand import Puller, pulling_from, settled
 from tests.servers import NatsServer
 from tests.waiting import until
@@ -125,13 +123,10 @@ async def test_stopping_while_the_server_hangs_gives_up_after_a_while(
         puller = Puller(link, hold=4)
         running = asyncio.create_task(puller.consumer.run())
         await until(lambda: puller.consumer.has_credit, "the first pull")
-        os.kill(own_server.pid, signal.SIGSTOP)
-        try:
+        with hung(own_server):
             async with asyncio.timeout(5):
                 await puller.consumer.stop()
                 await running
-        finally:
-            os.kill(own_server.pid, signal.SIGCONT)
         assert not [s for s in link.connection.client._subs.values() if ".pull." in s.subject]
 
 

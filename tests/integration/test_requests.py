@@ -3,11 +3,7 @@
 import asyncio
 import gc
 import json
-import os
-import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,28 +15,11 @@ from infra.connections.requests import ApiError, publish
 from infra.connections.streams import STREAM_NOT_FOUND
 from schemas.errors import TooLarge, Unavailable
 from schemas.subjects import is_reply_subject
-from tests.integration.broker_stand import MODEL, connected, declared, raw_connection
+from tests.integration.broker_stand import MODEL, connected, declared, hung, raw_connection
 from tests.servers import NatsServer
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A NATS server that this test may stop, kill and hang."""
-    with NatsServer(tmp_path) as server:
-        yield server
-
-
-@contextmanager
-def hung(server: NatsServer) -> Iterator[None]:
-    """Let the server's process stand still."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -85,7 +64,14 @@ async def test_silence_is_unavailable_when_its_time_is_up(own_server: NatsServer
                 with pytest.raises(Unavailable, match="did not answer in time"):
                     await gateway.publish_request()
         assert gateway.requests._waiting == {}
-        assert not (await gateway.publish_request()).err_code  # the late PubAck met nobody
+
+        async def answered() -> bool:
+            try:
+                return not (await gateway.publish_request()).err_code
+            except Unavailable:
+                return False
+
+        await until(answered, "an answer")  # and the late PubAck met nobody
 
 
 async def test_a_lost_connection_fails_what_waits_at_once(

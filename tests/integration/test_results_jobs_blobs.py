@@ -1,8 +1,6 @@
 """Results, jobs and cancel marks on a real broker, and blobs in a folder and in S3."""
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -18,7 +16,7 @@ from infra.connections.results import Results
 from schemas.errors import Unavailable
 from schemas.jobs import ItemState, JobRecord
 from schemas.subjects import Lane
-from tests.integration.broker_stand import Declared, Link, connected, declared
+from tests.integration.broker_stand import Declared, Link, connected, declared, hung
 from tests.servers import NatsServer
 from tests.waiting import until
 
@@ -245,8 +243,7 @@ async def test_reading_a_hung_broker_is_unavailable_within_the_deadline(tmp_path
         async with declared(server), connected(server, Role.GATEWAY, timeout_s=0.3) as gateway:
             results = Results(gateway.connection, gateway.requests, timeout_s=0.3)
             jobs = Jobs(gateway.connection, gateway.requests, timeout_s=0.3)
-            os.kill(server.pid, signal.SIGSTOP)
-            try:
+            with hung(server):
                 for attempt in (
                     results.read("acme", JOB, 0),
                     write(results, 0),
@@ -258,5 +255,3 @@ async def test_reading_a_hung_broker_is_unavailable_within_the_deadline(tmp_path
                     async with asyncio.timeout(3):
                         with pytest.raises(Unavailable):
                             await attempt
-            finally:
-                os.kill(server.pid, signal.SIGCONT)

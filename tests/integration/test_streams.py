@@ -1,8 +1,7 @@
 """The streams on a real broker: declared as they should be, with the limits that our promises rest on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -34,13 +33,6 @@ async def publisher(nats_server: NatsServer) -> AsyncIterator[Link]:
 async def worker(nats_server: NatsServer) -> AsyncIterator[Link]:
     async with connected(nats_server, Role.WORKER) as worker:
         yield worker
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A NATS server that this test may stop and kill."""
-    with NatsServer(tmp_path) as server:
-        yield server
 
 
 async def configs(broker: Declared) -> dict[str, Any]:

@@ -1,10 +1,7 @@
 """A connection outlives what publishers write into headers, what servers complain of, and hung servers."""
 
 import asyncio
-import os
-import signal
-from collections.abc import Iterator
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 import nats.errors
 import pytest
@@ -15,7 +12,7 @@ from infra.connections.clients import NatsConnection, Role, open_nats
 from infra.connections.requests import publish
 from infra.connections.sturdy import UNREADABLE
 from schemas.errors import TooLarge
-from tests.integration.broker_stand import connected, raw_connection
+from tests.integration.broker_stand import connected, hung, raw_connection
 from tests.servers import NatsServer
 from tests.waiting import until
 
@@ -34,13 +31,6 @@ HOSTILE_HEADERS = {
     "no colon": b"NATS/1.0\r\nA\r\n\r\n",
     "zeros": bytes(60),
 }
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A NATS server that this test may stop, kill and hang."""
-    with NatsServer(tmp_path) as server:
-        yield server
 
 
 class Listener:
@@ -126,12 +116,8 @@ async def test_a_flush_that_was_given_up_does_not_make_the_connection_deaf(own_s
     async with open_nats(own_server.settings("publisher"), Role.PUBLISHER) as connection:
         listener = Listener(connection)
         await listener.open()
-        os.kill(own_server.pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(nats.errors.FlushTimeoutError):
-                await connection.client.flush(timeout=0.1)  # type: ignore[arg-type]
-        finally:
-            os.kill(own_server.pid, signal.SIGCONT)
+        with hung(own_server), pytest.raises(nats.errors.FlushTimeoutError):
+            await connection.client.flush(timeout=0.1)  # type: ignore[arg-type]
         with raw_connection(own_server, Role.WORKER) as raw:
             raw.publish(INBOX.encode(), b"still there?")
         assert (await listener.next()).data == b"still there?"
@@ -158,8 +144,7 @@ async def test_a_flush_returns_after_the_server_has_read_what_was_published_befo
 async def test_a_hung_server_with_unsent_data_is_left_for_another_at_once(own_server: NatsServer) -> None:
     async with open_nats(own_server.settings("worker"), Role.WORKER) as connection:
         listener = Listener(connection)
-        os.kill(own_server.pid, signal.SIGSTOP)
-        try:
+        with hung(own_server):
             for _ in range(40):  # more than the sockets hold
                 await publish(connection, INBOX, bytes(1_000_000))
                 await asyncio.sleep(0)
@@ -169,8 +154,6 @@ async def test_a_hung_server_with_unsent_data_is_left_for_another_at_once(own_se
             async with asyncio.timeout(5):
                 await listener.lost.wait()
             assert not connection.connected
-        finally:
-            os.kill(own_server.pid, signal.SIGCONT)
         async with asyncio.timeout(10):
             await listener.back.wait()
 
@@ -179,10 +162,11 @@ async def test_closing_does_not_wait_for_a_hung_server(
     own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infra.connections.clients.CLOSE_TIMEOUT_S", 0.2)
-    async with asyncio.timeout(10):
-        async with open_nats(own_server.settings("worker"), Role.WORKER) as connection:
-            os.kill(own_server.pid, signal.SIGSTOP)
+    async with asyncio.timeout(10), AsyncExitStack() as opened:
+        settings = own_server.settings("worker")
+        connection = await opened.enter_async_context(open_nats(settings, Role.WORKER))
+        with hung(own_server):
             for _ in range(40):
                 await publish(connection, INBOX, bytes(1_000_000))
                 await asyncio.sleep(0)
-    os.kill(own_server.pid, signal.SIGCONT)
+            await opened.aclose()
