@@ -1,5 +1,6 @@
 """The ASGI application: the routes, what their handlers are given, and the front before them all."""
 
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -56,6 +57,7 @@ def create_app(settings: Settings, *, dispatcher: Dispatcher | None = None) -> F
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         async with open_services(settings, dispatcher) as services:
             opened.append(services)
+            gc.freeze()  # what was built so far lives as long as we do; a full collection took 70 ms
             log.info("started", host=settings.gateway.host, port=settings.gateway.port)
             yield
             log.info("stopped")

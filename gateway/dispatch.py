@@ -30,6 +30,7 @@ from schemas.headers import RequestHeaders
 from schemas.subjects import Lane, infer_subject
 
 RECONNECT_GRACE_S = 3.0
+MARGIN_S = 0.25  # for the answer itself, so that a caller is refused within the grace
 REPUBLISH_PAUSE_S = 0.2
 
 
@@ -55,6 +56,7 @@ class _Waiting:
     question: Question | None = None
     awaited_ack: object = None
     lost: bool = False
+    unstored_until: float | None = None  # until when it may be lost, while no PubAck has ever come
 
     def acknowledged(self, answer: asyncio.Future) -> None:  # type: ignore[type-arg]
         """Learn from the PubAck how long to wait; called on the loop."""
@@ -70,14 +72,19 @@ class _Waiting:
             self.reply.set_exception(error)
         else:
             self.lost = False
+            self.unstored_until = None
             self._wait_until(self.deadline)
 
     def lose(self, now: float) -> None:
-        """Whether it is still stored is not known any more; wait a little for that to mend."""
+        """Whether it is still stored is not known any more; wait a little for that to mend.
+
+        A request that was never known to be stored waits no longer than that in all.
+        """
         if not self.reply.done():
             self.lost = True
             self.awaited_ack = None  # one that came just before says nothing any more
-            self._wait_until(min(self.deadline, now + RECONNECT_GRACE_S))
+            grace_ends = now + RECONNECT_GRACE_S if self.unstored_until is None else self.unstored_until
+            self._wait_until(min(self.deadline, grace_ends))
 
     def _wait_until(self, when: float) -> None:
         if not self.patience.expired():
@@ -143,6 +150,7 @@ class QueueDispatcher:
             )
             patience = asyncio.timeout_at(min(deadline, now + self._ack_timeout_s))
             waiting = _Waiting(subject, headers, body, expected.body, deadline, patience)
+            waiting.unstored_until = now + RECONNECT_GRACE_S - MARGIN_S
             try:
                 async with patience:
                     with self._held(waiting):
