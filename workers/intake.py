@@ -17,6 +17,7 @@ from infra.connections.blobs import BlobStore
 from infra.connections.clients import NatsConnection
 from infra.connections.clock import BrokerClock
 from infra.connections.pulling import Delivery, PullConsumer
+from infra.connections.sturdy import UNREADABLE
 from infra.connections.tenants import Tenancy
 from schemas.envelope import BlobRef, InferRequest, decode_request
 from schemas.errors import Cancelled, DeadlineExceeded, InferenceError, Internal, InvalidInput, Poison
@@ -175,6 +176,8 @@ class Intake:
 
     def _read_headers(self, delivery: Delivery) -> RequestHeaders:
         fallback_id = f"{delivery.stream}:{delivery.stream_seq}"
+        if UNREADABLE in delivery.headers:
+            raise InvalidInput("can not be read", field="headers")
         return self._sources.tenancy.read(delivery.headers, fallback_id=fallback_id)
 
     def _check_wanted(self, delivery: Delivery, headers: RequestHeaders) -> None:
