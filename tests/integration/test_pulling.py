@@ -156,7 +156,7 @@ async def test_stopping_in_a_burst_keeps_what_came_and_leaves_the_rest_to_others
     nats_server: NatsServer, broker: Declared, publisher: Link
 ) -> None:
     """The default lease is 30 s: what were sent to nobody's inbox, or lost in ours, would come too late."""
-    for _ in range(10):
+    for _ in range(4):
         for n in range(100):
             await publisher.publish_request(b"%d" % n)
         async with connected(nats_server, Role.WORKER) as link:
