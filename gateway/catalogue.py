@@ -57,7 +57,8 @@ class Catalogue:
                 self._backlog = {}  # it would be of long ago
                 self._note_reachable(False, error.message)
                 return
-            self._cards, self._serving = cards, _serving(workers)
+            # A Redis that was emptied unlearns nothing: its workers announce their models again.
+            self._cards, self._serving = {**self._cards, **cards}, _serving(workers)
             self._backlog = {(report.model, report.lane): report for report in reports}
             self._read_once = True
             self._note_reachable(True)
