@@ -71,6 +71,15 @@ async def test_what_was_known_stays_while_redis_is_gone() -> None:
     assert not catalogue.reachable
 
 
+async def test_a_redis_that_comes_back_empty_unlearns_nothing() -> None:
+    placement = Placement(a_card("m"))
+    catalogue = Catalogue(placement)
+    await catalogue.refresh()
+    placement.models.clear()
+    await catalogue.refresh()
+    assert (await catalogue.card("m")).name == "m"
+
+
 async def test_a_model_is_not_called_unknown_before_redis_was_read_once() -> None:
     placement = Placement()
     placement.down = True
