@@ -179,12 +179,12 @@ async def test_headers_that_are_no_headers_are_buried_too(stack: Stack, shared_w
         with raw_connection(stack.nats) as raw:
             for headers in (b"X", b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"NATS/1.0 503\r\n\r\n", bytes(500)):
                 raw.publish(b"infer.identity.batch", b"\xc1", headers)
-            raw.publish(b"infer.identity.batch", GOOD, b"NATS/1.0 \xff\xff\xff\r\n\r\n")
+            raw.publish(b"infer.identity.batch", GOOD, b"NATS/1.")
             raw.publish(b"infer.identity.batch", bytes(1_048_576))
         await until(lambda: all_settled(broker), "the messages to be settled")
         letters = await broker.dead_letters()
         assert len(letters) == 6
-        assert "invalid_input: can not be read" in [one[REASON] for one in letters]
+        assert [one[REASON] for one in letters].count("invalid_input: can not be read") == 2
         assert [one[ORIGINAL_BYTES] for one in letters if ORIGINAL_BYTES in one] == ["1048576"]
         assert output(await publisher.ask(GOOD)) == x(1.0).data
 
